@@ -1,0 +1,59 @@
+"""Checks a request against the model it names, before any work: a job that cannot succeed is refused at once."""
+
+from dataclasses import dataclass
+
+import structlog
+
+from flattengpt_core import families
+from flattengpt_core.checkpoint import HubModel, inspect, resolve
+from flattengpt_core.depth import layers_to_keep
+from flattengpt_core.errors import CalibrationNotFound
+from flattengpt_core.hub import HubUnreachable, look_up
+from flattengpt_core.texts import TEXTS
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What the checks found out. commit: what a Hub model's revision means now, if the Hub could be asked."""
+
+    commit: str | None
+
+
+def admit(spec: JobSpec, settings: Settings) -> Admission:
+    """Refuse a request that names a missing or unsupported model, an impossible target or an unknown text.
+
+    A Hub that does not answer is no reason to refuse: loading will tell.
+
+    Raises:
+        FlattenGPTError: with the field that is to blame.
+    """
+    _check_texts(spec)
+    located = resolve(spec.model, settings.models_dir)
+    if not isinstance(located, HubModel):
+        layers_to_keep(inspect(located.path).num_layers, sparsity=spec.sparsity, layers=spec.layers)
+        return Admission(commit=None)
+    token = settings.hf_token.get_secret_value() if settings.hf_token else None
+    try:
+        found = look_up(located.repo_id, revision=spec.revision, token=token, endpoint=settings.hf_endpoint)
+    except HubUnreachable as error:
+        log.warning("the Hub could not be asked", model=spec.model, error=str(error))
+        return Admission(commit=None)
+    families.family_of(found.config)
+    layers_to_keep(int(found.config["num_hidden_layers"]), sparsity=spec.sparsity, layers=spec.layers)
+    return Admission(commit=found.commit)
+
+
+def _check_texts(spec: JobSpec) -> None:
+    asked = {"calibration.dataset": spec.calibration.dataset.split("+")}
+    asked["evaluation.perplexity"] = list(spec.evaluation.perplexity)
+    for field, names in asked.items():
+        for name in names:
+            if name not in TEXTS:
+                raise CalibrationNotFound(
+                    f"{name!r} is no text this service knows; known are {', '.join(TEXTS)}.",
+                    field=field,
+                )

@@ -1,0 +1,81 @@
+"""The FastAPI application, put together from its parts."""
+
+import importlib.metadata
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from api import problems
+from api.body_limit import BodyLimit
+from api.routes import artifacts, events, jobs, service
+from api.state import State
+from jobs.artifacts import ArtifactStore
+from jobs.broker import make_announcer
+from jobs.database import make_engine
+from jobs.errors import ConfigurationError
+from jobs.settings import Settings
+from jobs.store import JobStore
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+_DESCRIPTION = """
+Send `POST /jobs` with a model and a target size, follow the job, and get back a stock checkpoint with fewer layers,
+with the evidence of what it cost in quality. Errors are `application/problem+json` (RFC 9457).
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application for these settings.
+
+    Raises:
+        ConfigurationError: authentication is required, which is not built yet.
+    """
+    if settings.auth != "none":
+        raise ConfigurationError(
+            "API keys are not available yet: set FLATTENGPT_AUTH=none and bind to a loopback address."
+        )
+    engine = make_engine(settings.database)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.dispose()
+
+    app = FastAPI(
+        title="FlattenGPT",
+        version=importlib.metadata.version("flattengpt"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.state.parts = State(settings, JobStore(engine), ArtifactStore(settings.artifacts), make_announcer(settings))
+    problems.install(app)
+    # Without keys the loopback address is the only guard: a page in a browser must not get past it by DNS rebinding.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK_HOSTS), www_redirect=False)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    for module in (jobs, events, artifacts, service):
+        app.include_router(module.router)
+    _describe_problems(app)
+    return app
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Let the OpenAPI document describe the problem documents that the routes really answer with."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = plain()
+            schemas = schema["components"]["schemas"]
+            schemas.pop("HTTPValidationError", None)
+            schemas.pop("ValidationError", None)
+            problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(problem.pop("$defs"))
+            schemas["Problem"] = problem
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

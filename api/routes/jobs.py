@@ -1,0 +1,76 @@
+"""Submit, list, look at and cancel jobs."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import AfterValidator
+
+from api.admission import admit
+from api.problems import responses
+from api.schemas import JobPage, JobReply
+from api.state import Parts
+from flattengpt_core.errors import InvalidRequest
+from jobs.spec import JobSpec
+from jobs.states import JobStatus
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_LOCATION: dict[str, Any] = {"headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}}}
+
+
+def _label(label: str) -> str:
+    if not all(label.partition(":")[::2]):
+        raise ValueError("give key:value")
+    return label
+
+
+Label = Annotated[str, AfterValidator(_label)]
+
+
+@router.post("", status_code=202, operation_id="submitJob", responses={202: _LOCATION, **responses(409, 413, 422, 503)})
+def submit(
+    spec: JobSpec,
+    response: Response,
+    parts: Parts,
+    idempotency_key: Annotated[
+        str | None, Header(max_length=255, description="The same key and body give the same job.")
+    ] = None,
+) -> JobReply:
+    """Submit a job. The request is checked against the model before anything is stored."""
+    admission = admit(spec, parts.settings)
+    job = parts.store.submit(spec, commit=admission.commit, idempotency_key=idempotency_key)
+    if job.status is JobStatus.QUEUED:
+        parts.announcer.announce(job.id)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return JobReply.of(job)
+
+
+@router.get("", operation_id="listJobs", responses=responses(422, 503))
+def page(
+    parts: Parts,
+    status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
+    label: Annotated[Label | None, Query(description="Only jobs with this label, as `key:value`.")] = None,
+    model: Annotated[str | None, Query(max_length=300, description="Only jobs of this model.")] = None,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.")] = 50,
+) -> JobPage:
+    """Jobs, newest first. Pages stay stable while new jobs come in."""
+    if cursor is not None and not (len(cursor) == 26 and cursor.isalnum() and cursor.isascii()):
+        raise InvalidRequest("This is no cursor of an earlier page.", field="cursor")
+    key, _, value = (label or "").partition(":")
+    found = parts.store.page(
+        status=status, label=(key, value) if label else None, model=model, before=cursor, limit=limit
+    )
+    return JobPage(jobs=[JobReply.of(job) for job in found.jobs], next_cursor=found.next_cursor)
+
+
+@router.get("/{job_id}", operation_id="getJob", responses=responses(404, 503))
+def show(job_id: str, parts: Parts) -> JobReply:
+    """One job, as it is now."""
+    return JobReply.of(parts.store.get(job_id))
+
+
+@router.post("/{job_id}/cancel", status_code=202, operation_id="cancelJob", responses=responses(404, 409, 503))
+def cancel(job_id: str, parts: Parts) -> JobReply:
+    """Cancel a queued job at once; ask a running one to stop, which it does within one layer."""
+    return JobReply.of(parts.store.cancel(job_id))

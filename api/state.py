@@ -1,0 +1,29 @@
+"""What the routes work with, built once for the application and handed to each route."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from jobs.artifacts import ArtifactStore
+from jobs.broker import CeleryAnnouncer
+from jobs.settings import Settings
+from jobs.store import JobStore
+
+
+@dataclass(frozen=True)
+class State:
+    """The application's parts."""
+
+    settings: Settings
+    store: JobStore
+    artifacts: ArtifactStore
+    announcer: CeleryAnnouncer
+
+
+def _state(request: Request) -> State:
+    state: State = request.app.state.parts
+    return state
+
+
+Parts = Annotated[State, Depends(_state)]

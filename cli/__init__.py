@@ -1,0 +1,1 @@
+"""The `flattengpt` command, the client of the HTTP API, and the demo."""

@@ -1,0 +1,90 @@
+"""`flattengpt compress`: a request run on this machine, with its progress on standard error."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress as Bar
+from rich.progress import TaskID
+
+from cli.fetch import fetch
+from cli.screen import err, progress_bar
+from flattengpt_core.checkpoint import inspect
+from flattengpt_core.depth import layers_to_keep
+from flattengpt_core.options import Calibration, Evaluation, Recovery
+from flattengpt_core.texts import TEXTS
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+
+
+def compress_here(
+    request: dict[str, Any],
+    folder: Path,
+    *,
+    calibration: str | None,
+    texts: list[str] | None,
+    device: str,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Run the request into the new folder `folder` and give its metrics.
+
+    Args:
+        calibration: a text's name or file that wins over the request's; a service knows no files.
+        texts: names or files to report perplexity on, likewise.
+
+    Raises:
+        FlattenGPTError, ValidationError: the request is wrong, or the model or a text cannot be used.
+    """
+    spec = JobSpec.model_validate(request)
+    dataset = calibration or spec.calibration.dataset
+    if texts is None:
+        said = "perplexity" in request.get("evaluation", {}) or not calibration
+        texts = list(spec.evaluation.perplexity) if said else [name for name in dataset.split("+") if name in TEXTS]
+    model = fetch(spec.model, revision=spec.revision, settings=settings)
+    layers = layers_to_keep(inspect(model).num_layers, sparsity=spec.sparsity, layers=spec.layers)
+    os.environ.pop("HF_TOKEN", None)  # the model is here: nothing after this needs it
+
+    from flattengpt_core.pipeline import compress  # imports torch, which takes seconds
+
+    with progress_bar() as bar:
+        return compress(
+            model,
+            folder,
+            layers=layers,
+            method=spec.method,
+            calibration=Calibration(**(spec.calibration.model_dump() | {"dataset": dataset})),
+            recovery=Recovery(**spec.recovery.model_dump()),
+            evaluation=Evaluation(
+                **(spec.evaluation.model_dump(exclude={"tasks"}) | {"perplexity": tuple(texts)}),
+            ),
+            device=device,
+            dtype=spec.dtype,
+            progress=_StageBars(bar),
+            request=spec.as_request(),
+            base_model=spec.model.removeprefix("local:"),
+        )
+
+
+class _StageBars:
+    """A `flattengpt_core.progress.Progress` with one bar a stage."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+
+    def stage(self, name: str) -> None:
+        self._finish()
+        self._task = self._bar.add_task(name, total=None)
+        if not err.is_terminal:
+            err.print(name)
+
+    def step(self, done: int, total: int) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def event(self, type: str, **data: Any) -> None: ...
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            total = self._bar.tasks[-1].total or 1
+            self._bar.update(self._task, total=total, completed=total)

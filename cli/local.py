@@ -1,0 +1,114 @@
+"""The commands that work on this machine, without a service: compress and evaluate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.errors import BadUsage
+from cli.options import Json
+from cli.screen import err, metrics_table, out, print_json
+from flattengpt_core.texts import PYTHON_DOCS, TEXTS
+from jobs.settings import Settings
+
+app = typer.Typer()
+
+Device = Annotated[str, typer.Option(help="auto takes a GPU if there is one; else cpu, cuda, cuda:1 ...")]
+_MODEL_HELP = f"{options.MODEL_HELP}, a checkpoint folder, a .gguf file"
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Argument(metavar="MODEL|SPEC.yaml", help=f"{_MODEL_HELP}, or a request file.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to create for the result.")],
+    sparsity: options.Sparsity = None,
+    layers: options.Layers = None,
+    method: options.Method = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(TEXTS)}, a .txt or .jsonl file, or several joined by '+'.", show_default="wikitext2"
+        ),
+    ] = None,
+    samples: options.Samples = None,
+    sequence_length: options.SequenceLength = None,
+    seed: options.Seed = None,
+    recovery: options.RecoveryMethod = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name or file to report perplexity on; may be repeated.",
+            show_default="the calibration's, if it is a name",
+        ),
+    ] = None,
+    benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compress a model on this machine. Options given here win over the request file."""
+    from cli.compression import compress_here
+
+    given = {
+        "sparsity": sparsity,
+        "layers": layers,
+        "method": method,
+        "calibration.samples": samples,
+        "calibration.sequence_length": sequence_length,
+        "calibration.seed": seed,
+        "recovery.method": recovery,
+        "evaluation.benchmark": None if benchmark else False,
+        "dtype": dtype,
+        "revision": revision,
+    }
+    request = options.read_request(model, given)
+    if request.pop("publish", None):
+        err.print("publish is the service's to do (flattengpt submit); nothing is uploaded from here")
+    if folder.exists():
+        raise BadUsage(f"{folder} exists already; choose another folder, or remove it first.", field="--out")
+    metrics = compress_here(request, folder, calibration=calibration, texts=text, device=device, settings=Settings())
+    if as_json:
+        print_json(metrics)
+    else:
+        out.print(metrics_table(metrics))
+        out.print(str(folder), markup=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help=f"{_MODEL_HELP}.")],
+    text: Annotated[
+        list[str] | None, typer.Option(help="Name or file; may be repeated.", show_default=PYTHON_DOCS)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many windows a text.", show_default="all")
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a window.")] = 512,
+    benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of a Hub model.")] = "main",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a model on this machine: perplexity, tokens/s and latency."""
+    from cli.evaluation import evaluate_here
+
+    metrics = evaluate_here(
+        model,
+        texts=text or [PYTHON_DOCS],
+        limit=limit,
+        sequence_length=sequence_length,
+        benchmark=benchmark,
+        revision=revision,
+        device=device,
+        settings=Settings(),
+    )
+    if as_json:
+        print_json(metrics)
+        return
+    out.print(f"{metrics['layers']} layers, {metrics['parameters']:,} parameters")
+    for name, value in metrics["perplexity"].items():
+        out.print(f"perplexity ({name}): {value:.3f}", markup=False)
+    if benchmark:
+        out.print(f"{metrics['tokens_per_second']:.1f} tokens/s, {metrics['latency_ms']:.1f} ms a prompt of 512 tokens")

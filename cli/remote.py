@@ -1,0 +1,143 @@
+"""The commands that talk to a service: submit, watch, list, show, cancel, download."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from cli import options
+from cli.client import Client
+from cli.download import download_result
+from cli.errors import CommandFailed
+from cli.options import DEFAULT_URL, Json, Url
+from cli.replies import Job
+from cli.screen import err, follow, jobs_table, out, print_json, report_job
+
+app = typer.Typer()
+
+JobId = Annotated[str, typer.Argument(help="The job's id, as `submit` and `list` show it.")]
+
+
+@app.command()
+def submit(
+    model: Annotated[str, typer.Argument(metavar="MODEL|SPEC.yaml", help=f"{options.MODEL_HELP}, or a request file.")],
+    sparsity: options.Sparsity = None,
+    layers: options.Layers = None,
+    method: options.Method = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="A text the service knows, or several joined by '+'.", show_default="wikitext2")
+    ] = None,
+    samples: options.Samples = None,
+    sequence_length: options.SequenceLength = None,
+    seed: options.Seed = None,
+    recovery: options.RecoveryMethod = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text to report perplexity on; may be repeated.")] = None,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
+    publish: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Hub repository to upload to.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key and request give the same job.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Submit a compression job. Options given here win over the request file."""
+    request = options.read_request(
+        model,
+        {
+            "sparsity": sparsity,
+            "layers": layers,
+            "method": method,
+            "calibration.dataset": calibration,
+            "calibration.samples": samples,
+            "calibration.sequence_length": sequence_length,
+            "calibration.seed": seed,
+            "recovery.method": recovery,
+            "evaluation.perplexity": text,
+            "dtype": dtype,
+            "revision": revision,
+            "publish.repo_id": publish,
+            "labels": options.parse_labels(label or []),
+        },
+    )
+    with Client(url) as client:
+        job = client.submit(request, idempotency_key=idempotency_key)
+        if watch:
+            err.print(f"job {job.id}", soft_wrap=True)
+            _finish(follow(client, job.id), as_json=as_json)
+        elif as_json:
+            print_json(job.model_dump(mode="json"))
+        else:
+            out.print(job.id)
+
+
+@app.command()
+def watch(job_id: JobId, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Follow a job to its end; exit 0 only if it succeeds."""
+    with Client(url) as client:
+        _finish(follow(client, job_id), as_json=as_json)
+
+
+@app.command(name="list")
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="KEY=VALUE", help="Only jobs with this label.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="At most so many jobs.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Go on after an earlier page: its `next_cursor`.")] = None,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List jobs, newest first."""
+    pairs = options.parse_labels([label] if label else []) or {}
+    wanted = next((f"{key}:{value}" for key, value in pairs.items()), None)
+    with Client(url) as client:
+        page = client.page(status=status, label=wanted, model=model, cursor=cursor, limit=limit)
+    if as_json:
+        print_json(page.model_dump(mode="json"))
+        return
+    out.print(jobs_table(page.jobs))
+    if page.next_cursor:
+        err.print(f"more: --cursor {page.next_cursor}")
+
+
+@app.command()
+def show(job_id: JobId, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Show a job as it is now."""
+    with Client(url) as client:
+        report_job(client.get(job_id), as_json=as_json)
+
+
+@app.command()
+def cancel(job_id: JobId, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Cancel a job: a queued one at once, a running one within one layer."""
+    with Client(url) as client:
+        report_job(client.cancel(job_id), as_json=as_json)
+
+
+@app.command()
+def download(
+    job_id: JobId,
+    folder: Annotated[Path, typer.Option("--out", help="Folder to create for the checkpoint.")],
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Download a job's result; each file is checked against its SHA-256."""
+    columns = (TextColumn("downloading"), BarColumn(bar_width=40), DownloadColumn())
+    with Client(url) as client, Progress(*columns, console=err) as bar:
+        job = client.get(job_id)
+        task = bar.add_task("", total=sum(artifact.size for artifact in job.artifacts))
+        download_result(client, job, folder, on_bytes=lambda size: bar.advance(task, size))
+    if as_json:
+        print_json({"folder": str(folder), "files": [artifact.path for artifact in job.artifacts]})
+    else:
+        out.print(str(folder), markup=False, soft_wrap=True)
+
+
+def _finish(job: Job, *, as_json: bool) -> None:
+    """Report an ended job; raises CommandFailed if it did not succeed."""
+    if as_json or job.status == "succeeded":
+        report_job(job, as_json=as_json)
+    if job.status != "succeeded":
+        raise CommandFailed(f"Job {job.id} {job.status}" + (f": {job.error['message']}" if job.error else "."))

@@ -1,0 +1,107 @@
+"""What a person sees: a job's progress on standard error, its result as a table on standard output."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cli.client import Client
+from cli.replies import Event, Job
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def progress_bar() -> Progress:
+    """A bar on standard error with what is going on, how far it is and for how long it has run."""
+    return Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=40),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=err,
+    )
+
+
+def follow(client: Client, job_id: str) -> Job:
+    """Show a job's progress until it ends, and give it as it then is. Without a terminal, a line a stage."""
+    with progress_bar() as bar:
+        task = bar.add_task("queued", total=1.0)
+        said = ""
+        for event in client.events(job_id):
+            if event.type == "progress":
+                bar.update(task, completed=event.data["progress"])
+            elif (text := _described(event)) and text != said:
+                said = text
+                bar.update(task, description=str(event.data.get("stage", event.type)))
+                if not err.is_terminal:
+                    err.print(text, markup=False, soft_wrap=True)
+        job = client.get(job_id)
+        bar.update(task, completed=job.progress, description=job.status)
+    return job
+
+
+def _described(event: Event) -> str:
+    """A line for an event that changes what the job is doing; empty for others."""
+    match event.type:
+        case "stage":
+            return str(event.data["stage"])
+        case "died" | "lease_expired" | "handed_back":
+            return f"attempt {event.attempt} ended: {event.data.get('reason')}"
+        case "queued" | "started" | "cancelling" | "cancelled" | "succeeded" | "failed":
+            return event.type
+    return ""
+
+
+def metrics_table(metrics: dict[str, Any]) -> Table:
+    """Dense against compressed, and the ratio of the two."""
+    dense, compressed = metrics["dense"], metrics["compressed"]
+    table = Table("", "dense", "compressed", "ratio")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows: list[tuple[str, Any, Any, str]] = [
+        ("layers", dense["layers"], compressed["layers"], "{:,}"),
+        ("parameters", dense["parameters"], compressed["parameters"], "{:,}"),
+        *(
+            (f"perplexity ({text})", value, compressed["perplexity"].get(text), "{:.2f}")
+            for text, value in dense["perplexity"].items()
+        ),
+        ("tokens/s", dense["tokens_per_second"], compressed["tokens_per_second"], "{:.1f}"),
+        ("latency, ms", dense["latency_ms"], compressed["latency_ms"], "{:.1f}"),
+    ]
+    for name, before, after, form in rows:
+        if before is not None and after is not None:
+            table.add_row(name, form.format(before), form.format(after), f"{after / before:.3f}")
+    return table
+
+
+def jobs_table(jobs: list[Job]) -> Table:
+    """One line a job."""
+    table = Table("id", "status", "progress", "model", "target", "created")
+    for job in jobs:
+        layers, sparsity = job.request.get("layers"), job.request.get("sparsity")
+        target = f"{layers} layers" if layers is not None else f"sparsity {sparsity}"
+        doing = f"{job.status} ({job.stage})" if job.stage and not job.ended else job.status
+        table.add_row(job.id, doing, f"{job.progress:.0%}", str(job.request["model"]), target, job.created_at[:19])
+    return table
+
+
+def print_json(document: Any) -> None:
+    """JSON on standard output, as it is: no colours, no wrapping."""
+    out.print(json.dumps(document, indent=2), markup=False, soft_wrap=True)
+
+
+def report_job(job: Job, *, as_json: bool) -> None:
+    """A job's state on standard output: its table of metrics if it has one."""
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+        return
+    out.print(f"{job.id}  {job.status}", soft_wrap=True)
+    if job.error:
+        out.print(str(job.error["message"]), markup=False, soft_wrap=True)
+    if job.metrics:
+        out.print(metrics_table(job.metrics))
+    if "published" in job.links:
+        out.print(f"published at {job.links['published']}", markup=False, soft_wrap=True)

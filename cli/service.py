@@ -1,0 +1,91 @@
+"""The commands that run the service's parts: serve, worker, sweep, migrate."""
+
+import json
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from cli.options import Json
+from cli.screen import out
+from cli.stdin_watch import stop_when_stdin_ends
+from jobs.logs import configure_logs
+from jobs.settings import Settings
+
+app = typer.Typer()
+
+WhileStdinOpen = Annotated[
+    bool, typer.Option("--while-stdin-open", help="Stop when standard input ends, e.g. because the caller died.")
+]
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    while_stdin_open: WhileStdinOpen = False,
+    as_json: Json = False,
+) -> None:
+    """Serve the HTTP API.
+
+    Without FLATTENGPT_BROKER_URL everything is embedded: SQLite, a worker and the sweeper run beside the API and
+    stop with it. With it this is the API alone. The first line on standard output is the address.
+    """
+    from cli.serve import serve as run  # the server's libraries are needed by no other command
+
+    settings = _set_up(while_stdin_open)
+    run(
+        host,
+        port,
+        settings,
+        lambda url: print(json.dumps({"url": url}) if as_json else url, flush=True),  # noqa: T201
+    )
+
+
+@app.command()
+def worker(
+    pool: Annotated[str, typer.Option("--pool", help="Celery's pool: prefork or solo.")] = "prefork",
+    while_stdin_open: WhileStdinOpen = False,
+) -> None:
+    """Work on jobs, one at a time; the same as `celery -A worker.app worker -P prefork -c 1`."""
+    _set_up(while_stdin_open)
+    from worker.app import app as celery
+
+    options = ["--pool", pool, "--concurrency", "1", "--loglevel", "INFO"]
+    celery.worker_main(["worker", *options, "--without-gossip", "--without-mingle", "--without-heartbeat"])
+
+
+@app.command()
+def sweep() -> None:
+    """Find lost jobs and wake workers for them, until stopped. Safe to run several times at once."""
+    settings = _set_up(while_stdin_open=False)
+    from jobs.broker import make_announcer
+    from jobs.database import make_engine
+    from jobs.store import JobStore
+    from jobs.sweeper import sweep_until
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    sweep_until(stop, JobStore(make_engine(settings.database)), make_announcer(settings), settings)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema to the newest version. An embedded service does so itself."""
+    settings = _set_up(while_stdin_open=False)
+    from jobs.database import make_engine, upgrade
+
+    engine = make_engine(settings.database)
+    upgrade(engine)
+    out.print(f"{engine.dialect.name}: the schema is up to date")
+
+
+def _set_up(while_stdin_open: bool) -> Settings:
+    configure_logs()
+    settings = Settings()
+    if while_stdin_open:
+        # Longer than a clean stop takes: a worker first stops its job's process.
+        stop_when_stdin_ends(3 * settings.stop_grace_seconds)
+    return settings

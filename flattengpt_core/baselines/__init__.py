@@ -1,0 +1,1 @@
+"""The peers' methods, re-implemented from their papers, one file each."""

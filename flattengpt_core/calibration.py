@@ -1,0 +1,67 @@
+"""Text to token windows. Knows nothing of models beyond a tokenizer's ids."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from flattengpt_core.errors import CalibrationNotFound
+from flattengpt_core.texts import load_text
+
+FOLDS = 2
+"""Sets the calibration windows are dealt into, to choose each ridge on tokens held out of the fit.
+
+Four sets chose alike on the demo model (WikiText-2 valid 37.3 against 37.1 for the best fixed ridge) and cost a
+third more time."""
+
+
+def cut_windows(ids: Tensor, length: int) -> Tensor:
+    """The token stream (tokens,) in non-overlapping windows (n, length), the rest dropped: GPTQ's convention."""
+    count = len(ids) // length
+    return ids[: count * length].view(count, length)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """The text's token ids (tokens,), int64, without special tokens."""
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+
+
+class TextWindows:
+    """The calibration parts of the texts in `dataset` ('a' or 'a+b'), in shuffled windows of `length` tokens.
+
+    Raises:
+        CalibrationNotFound: a text is missing.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, dataset: str, *, length: int, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._windows = {
+            name: self._shuffled(cut_windows(token_ids(tokenizer, load_text(name, "calibration")), length))
+            for name in dataset.split("+")
+        }
+
+    def folds(self, samples: int) -> list[Tensor]:
+        """`samples` distinct windows, shared evenly among the texts, in FOLDS disjoint sets that each hold them all.
+
+        Raises:
+            CalibrationNotFound: a text is too short for its share.
+        """
+        folds: list[list[Tensor]] = [[] for _ in range(FOLDS)]
+        for index, (name, windows) in enumerate(self._windows.items()):
+            share = samples // len(self._windows) + (index < samples % len(self._windows))
+            share = max(FOLDS, share)  # each fold needs a window
+            if len(windows) < share:
+                raise CalibrationNotFound(
+                    f"The text {name!r} has {len(windows)} windows of that length, but {share} are asked for: use "
+                    "fewer samples or a shorter sequence_length.",
+                    field="calibration.samples",
+                )
+            for fold in range(FOLDS):
+                folds[fold].append(windows[fold:share:FOLDS])
+        return [torch.cat(fold) for fold in folds]
+
+    def all(self) -> Tensor:
+        """Every window of every text, shuffled, (n, length) int64."""
+        return self._shuffled(torch.cat(list(self._windows.values())))
+
+    def _shuffled(self, windows: Tensor) -> Tensor:
+        return windows[torch.randperm(len(windows), generator=self._generator)]

@@ -1,0 +1,101 @@
+"""The model card of a result: what it is, what it cost in quality, how to load it. Pure text from numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+_BODY = """
+# {name}
+
+{base} with {after} of its {before} decoder layers, compressed by [FlattenGPT](https://arxiv.org/abs/2602.08858)
+(method `{method}`). A stock checkpoint: it loads with no extra code.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{where}")
+tokenizer = AutoTokenizer.from_pretrained("{where}")
+```
+
+## What it cost
+
+| | dense | compressed | ratio |
+| --- | --- | --- | --- |
+{rows}
+
+Speeds were measured side by side in one process and mean something only as ratios. Perplexity is over
+non-overlapping windows of {window} tokens of each text's held-out part.
+
+## How it was made
+
+Calibrated on {samples} windows of {length} tokens of {text} (seed {seed}); recovery: {recovery}. Layers of the base
+model behind each layer: {groups}. `flattengpt.json` holds the whole request, the versions, the kept heads and
+channels, and the checksum of each file.
+"""
+
+
+def card(metrics: Mapping[str, Any], request: Mapping[str, Any], base_model: str) -> str:
+    """The card's text with its metadata.
+
+    Args:
+        metrics: as `pipeline.compress` returns them.
+        request: a job's request.
+        base_model: the dense model's name; a Hub id is linked as the base model.
+    """
+    dense, compressed = metrics["dense"], metrics["compressed"]
+    name = (request.get("publish") or {}).get("repo_id") or f"{base_model}-flat{compressed['layers']}"
+    calibration = request["calibration"]
+    body = _BODY.format(
+        name=name.rsplit("/", 1)[-1],
+        base=base_model,
+        where=name,
+        before=dense["layers"],
+        after=compressed["layers"],
+        method=request["method"],
+        rows="\n".join(_rows(dense, compressed)),
+        window=request["evaluation"]["sequence_length"],
+        samples=calibration["samples"],
+        length=calibration["sequence_length"],
+        text=calibration["dataset"],
+        seed=calibration["seed"],
+        recovery=request["recovery"]["method"],
+        groups=", ".join("+".join(str(layer) for layer in group) for group in metrics["groups"]),
+    )
+    data = ModelCardData(
+        base_model=base_model if "/" in base_model else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["flattengpt", "layer-pruning", "compressed"],
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=text,
+                dataset_name=text,
+                metric_type="perplexity",
+                metric_value=value,
+            )
+            for text, value in compressed["perplexity"].items()
+        ]
+        or None,
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
+
+
+def _rows(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> list[str]:
+    pairs = [
+        ("layers", dense["layers"], compressed["layers"], "d"),
+        ("parameters", dense["parameters"], compressed["parameters"], ",d"),
+        *(
+            (f"perplexity, {text}", dense["perplexity"][text], value, ".2f")
+            for text, value in compressed["perplexity"].items()
+        ),
+        ("tokens/s", dense["tokens_per_second"], compressed["tokens_per_second"], ".1f"),
+        ("latency, ms", dense["latency_ms"], compressed["latency_ms"], ".1f"),
+    ]
+    return [
+        f"| {name} | {before:{style}} | {after:{style}} | {after / before:.2f} |"
+        for name, before, after, style in pairs
+        if before is not None and after is not None
+    ]

@@ -1,0 +1,59 @@
+"""Which neighbouring layers merge: complete linkage on the layer-input similarity. Pure arithmetic.
+
+Source: FlattenGPT (arXiv 2602.08858), the layer grouping step, in its equivalent form by `S[first, last]`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Group = tuple[int, ...]
+"""Consecutive layer indices that become one layer."""
+
+
+def group_layers(similarity: Tensor, target: int, kinds: Sequence[str] | None = None) -> list[Group]:
+    """Partition the layers into `target` groups of neighbours, merging the most similar ones first.
+
+    Each step merges the two adjacent groups whose first layer (of the left one) and last layer (of the right one)
+    have the most similar inputs, so that no chain of close neighbours joins two layers that are far apart. Of equal
+    similarities the earliest pair merges.
+
+    Args:
+        similarity: (L, L), mean cosine similarity of the layers' inputs.
+        target: the number of groups, 1 to L.
+        kinds: what each layer is (e.g. `full_attention`); layers of different kinds never merge. All alike if None.
+
+    Raises:
+        ValueError: `target` is out of range or cannot be reached without merging layers of different kinds.
+    """
+    num_layers = len(similarity)
+    if not 1 <= target <= num_layers:
+        raise ValueError(f"target is {target}, but there are {num_layers} layers")
+    groups: list[Group] = [(layer,) for layer in range(num_layers)]
+    while len(groups) > target:
+        candidates = [
+            position
+            for position in range(len(groups) - 1)
+            if kinds is None or kinds[groups[position][-1]] == kinds[groups[position + 1][0]]
+        ]
+        if not candidates:
+            raise ValueError(f"{len(groups)} groups are left, and no two neighbours are of the same kind")
+        best = max(candidates, key=lambda at: similarity[groups[at][0], groups[at + 1][-1]].item())
+        groups[best : best + 2] = [groups[best] + groups[best + 1]]
+    return groups
+
+
+def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:
+    """Mean cosine similarity of the inputs of each pair of layers, (L, L) float32.
+
+    Args:
+        inputs: per layer the hidden states that enter it, each (tokens, width), scaled to unit length per token.
+    """
+    num_layers = len(inputs)
+    similarity = torch.eye(num_layers)
+    for later in range(num_layers):
+        for earlier in range(later):
+            mean_cosine = torch.linalg.vecdot(inputs[earlier].float(), inputs[later].float()).mean()
+            similarity[earlier, later] = similarity[later, earlier] = mean_cosine.item()
+    return similarity

@@ -1,0 +1,51 @@
+"""`flattengpt.json`, the record of how a result was made, and the final rename of a result folder."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flattengpt_core.compress import Compressed
+
+MANIFEST = "flattengpt.json"
+_VERSIONED = ("flattengpt", "torch", "transformers", "safetensors", "tokenizers", "peft")
+
+
+def write_manifest(folder: Path, request: Mapping[str, Any], metrics: Mapping[str, Any], done: Compressed) -> None:
+    """Write the request, versions, groups, kept heads and channels, metrics and the sha256 of each other file."""
+    manifest = {
+        "request": dict(request),
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED}
+        | {"python": platform.python_version()},
+        "groups": [list(group) for group in done.groups],
+        "merged": [asdict(group) for group in done.merged],
+        "metrics": dict(metrics),
+        "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256(file: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def move_into_place(folder: Path, out: Path) -> None:
+    """Make all of `folder` durable, then give it its final name; `out` must not exist or be empty."""
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    if out.exists():
+        out.rmdir()
+    os.rename(folder, out)
+    parent = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)

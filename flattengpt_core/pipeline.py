@@ -1,0 +1,187 @@
+"""The whole job, top to bottom: load, calibrate, compress, recover, evaluate, save.
+
+The result folder appears under its final name only when it is complete.
+"""
+
+import resource
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flattengpt_core import gguf
+from flattengpt_core.calibration import TextWindows, cut_windows, token_ids
+from flattengpt_core.card import card
+from flattengpt_core.compress import compress_layers
+from flattengpt_core.evaluate import compare_speed, perplexity
+from flattengpt_core.manifest import move_into_place, write_manifest
+from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model, replace_weights
+from flattengpt_core.options import Calibration, Evaluation, Recovery
+from flattengpt_core.progress import Progress
+from flattengpt_core.recover import lora_recover
+from flattengpt_core.texts import load_text
+
+SPEED_UNITS = 8
+"""How many evaluation windows one repeat of the speed test counts for in the progress."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def compress(
+    model: Path,
+    out: Path,
+    *,
+    layers: int,
+    method: str,
+    calibration: Calibration,
+    recovery: Recovery,
+    evaluation: Evaluation,
+    device: str,
+    dtype: str,
+    progress: Progress,
+    request: dict[str, Any],
+    base_model: str,
+) -> dict[str, Any]:
+    """Compress the checkpoint folder or .gguf file `model` to `layers` layers, into the new folder `out`.
+
+    Args:
+        device: `auto` takes a GPU if there is one, else the CPU.
+        dtype: what the result is saved as; `auto` keeps the source's.
+        request: what was asked for, recorded in the result as it is.
+        base_model: the name the model card gives the source.
+
+    Returns:
+        The metrics: `dense` and `compressed` (layers, parameters, perplexity by text, tokens_per_second,
+        latency_ms), `compress_seconds`, `peak_memory_bytes`, `groups`.
+
+    Raises:
+        FlattenGPTError: the model, the text or the target cannot be used.
+        Exception: whatever `progress` raises to stop the run; nothing is then left under `out`.
+    """
+    aside = out.with_name(out.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    where = pick_device(device)
+    torch.manual_seed(calibration.seed)
+
+    progress.stage("loading")
+    source = Checkpoint(_as_folder(model, aside / "source"))
+    tokenizer = source.tokenizer()
+    reported = {
+        name: cut_windows(token_ids(tokenizer, load_text(name, "evaluation")), evaluation.sequence_length)
+        for name in evaluation.perplexity
+    }
+
+    progress.stage("calibrating")
+    text = TextWindows(tokenizer, calibration.dataset, length=calibration.sequence_length, seed=calibration.seed)
+    folds = text.folds(calibration.samples)
+
+    progress.stage("compressing")
+    started = time.perf_counter()
+    writer = CheckpointWriter(source, aside)
+    done = compress_layers(source, folds, writer, progress, layers=layers, method=method, device=where)
+    compress_seconds = time.perf_counter() - started
+    result = aside / "result"
+    writer.assemble(result, dtype=DTYPES.get(dtype))
+
+    if recovery.method == "lora":
+        progress.stage("recovering")
+        _recover(result, text.all(), recovery, calibration.seed, where, progress)
+
+    progress.stage("evaluating")
+    metrics = {
+        **_evaluate(source.folder, result, reported, evaluation, where, progress),
+        "compress_seconds": compress_seconds,
+        "peak_memory_bytes": peak_memory_bytes(where),
+        "groups": [list(group) for group in done.groups],
+    }
+    (result / "README.md").write_text(card(metrics, request, base_model), encoding="utf-8")
+    write_manifest(result, request, metrics, done)
+    move_into_place(result, out)
+    shutil.rmtree(aside, ignore_errors=True)
+    return metrics
+
+
+def pick_device(device: str) -> torch.device:
+    """The torch device called `device`; `auto` is a GPU if torch sees one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory the run has held so far: on the GPU if it runs there, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _as_folder(model: Path, folder: Path) -> Path:
+    """The checkpoint folder itself; a .gguf file is first turned into one, at `folder`."""
+    if model.suffix == ".gguf" and model.is_file():
+        gguf.convert(model, folder)
+        return folder
+    return model
+
+
+def _recover(
+    result: Path, windows: Tensor, recovery: Recovery, seed: int, device: torch.device, progress: Progress
+) -> None:
+    """Train the compressed checkpoint in place; its tensors keep their dtypes."""
+    model, _ = lora_recover(
+        load_model(result, device=device, dtype=torch.float32),
+        windows,
+        steps=recovery.steps,
+        rank=recovery.rank,
+        learning_rate=recovery.learning_rate,
+        seed=seed,
+        progress=progress,
+    )
+    replace_weights(Checkpoint(result), model.state_dict())
+
+
+def _evaluate(
+    dense: Path,
+    compressed: Path,
+    reported: dict[str, Tensor],
+    evaluation: Evaluation,
+    device: torch.device,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """`dense` and `compressed` metrics, measured in one process on the same windows."""
+    names = {"dense": dense, "compressed": compressed}
+    models = {name: load_model(folder, device=device, dtype=torch.float32) for name, folder in names.items()}
+    metrics: dict[str, dict[str, Any]] = {
+        name: {
+            "layers": Checkpoint(names[name]).info.num_layers,
+            "parameters": Checkpoint(names[name]).info.parameters,
+            "perplexity": {},
+            "accuracy": {},
+            "tokens_per_second": None,
+            "latency_ms": None,
+        }
+        for name in names
+    }
+    units = len(models) * sum(len(windows[: evaluation.windows]) for windows in reported.values())
+    units += evaluation.benchmark_repeats * SPEED_UNITS if evaluation.benchmark else 0
+    done = 0
+    for text, windows in reported.items():
+        for name, model in models.items():
+            chosen, before = windows[: evaluation.windows], done
+            metrics[name]["perplexity"][text] = perplexity(
+                model, chosen, lambda at, _, before=before: progress.step(before + at, units)
+            )
+            done += len(chosen)
+    if evaluation.benchmark:
+        speeds = compare_speed(
+            list(models.values()),
+            repeats=evaluation.benchmark_repeats,
+            on_repeat=lambda at, _: progress.step(done + at * SPEED_UNITS, units),
+        )
+        for name, speed in zip(models, speeds, strict=True):
+            metrics[name]["tokens_per_second"] = speed.tokens_per_second
+            metrics[name]["latency_ms"] = speed.latency_ms
+    return metrics

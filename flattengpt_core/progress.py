@@ -1,0 +1,29 @@
+"""What the pipeline tells its caller while it runs. Knows nothing of jobs or terminals."""
+
+from typing import Any, Protocol
+
+STAGES = ("loading", "calibrating", "compressing", "recovering", "evaluating")
+"""The pipeline's stages, in order. A service that publishes the result adds its own after them."""
+
+
+class Progress(Protocol):
+    """The caller's side of a run. Any method may raise, which stops the run between two units of work."""
+
+    def stage(self, name: str) -> None:
+        """A stage of `STAGES` begins."""
+
+    def step(self, done: int, total: int) -> None:
+        """`done` of `total` units of the current stage are finished (a unit is a layer, a window, a step)."""
+
+    def event(self, type: str, **data: Any) -> None:
+        """Something worth recording happened, e.g. `layer` or `loss`; `data` is JSON."""
+
+
+class Silent:
+    """A `Progress` that says nothing."""
+
+    def stage(self, name: str) -> None: ...
+
+    def step(self, done: int, total: int) -> None: ...
+
+    def event(self, type: str, **data: Any) -> None: ...

@@ -1,0 +1,146 @@
+"""Prune a flattened layer back to the stock width: which heads and channels stay, and what their output becomes.
+
+Pure functions of the layer's second moments. Heads and MLP channels are one problem: features in units (a key/value
+group with all its query heads, or one channel) that an output projection sums. Sources: FlattenGPT (arXiv
+2602.08858) for `published`, the project's method page, section 7, for `regressed`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flattengpt_core.regression import (
+    Moments,
+    held_out_ridge,
+    mean_energy,
+    pooled,
+    ridge_to_prior,
+    solve,
+)
+
+PAPER_RIDGE = 10.0
+"""The paper's lambda: ten times the mean eigenvalue."""
+
+NYSTROM_RIDGE = 1e-3
+ELIMINATION_RIDGE = 0.03
+ELIMINATION_ROUNDS = 4
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Candidates for the regression's ridge, in units of the mean eigenvalue."""
+
+
+@dataclass(frozen=True)
+class WideOutput:
+    """An output projection n times too wide, and what calibration says about it.
+
+    folds: moments of disjoint sets of tokens; the targets are what the layer should add to the residual stream.
+    weight: (m, d) float64, rows are features. unit: features that stay or go together. keep: units to keep.
+    """
+
+    folds: Sequence[Moments]
+    weight: Tensor
+    unit: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class NarrowOutput:
+    """The pruned projection: kept units and feature rows (both ascending), weight (kept rows, d), the ridge used."""
+
+    units: Tensor
+    rows: Tensor
+    weight: Tensor
+    ridge: float
+
+
+def rows_of(units: Tensor, unit: int) -> Tensor:
+    """The feature indices of whole units, ascending."""
+    offsets = torch.arange(unit, device=units.device)
+    return (units.sort().values[:, None] * unit + offsets).flatten()
+
+
+def top_units(score: Tensor, keep: int) -> Tensor:
+    """The `keep` units of highest score, ascending; of equal scores the earlier stays."""
+    return score.argsort(descending=True, stable=True)[:keep].sort().values
+
+
+def contribution_magnitude(moments: Moments, weight: Tensor, unit: int) -> Tensor:
+    """The paper's head importance, E[|z_c|] · ‖W_O,c‖ summed over a unit's features; (units,)."""
+    return (moments.magnitude / moments.tokens * weight.norm(dim=1)).view(-1, unit).sum(1)
+
+
+def leverage(gram: Tensor, ridge: Tensor | float) -> Tensor:
+    """Ridge leverage scores, the diagonal of G (G + ridge I)⁻¹; (m,)."""
+    inverse = solve(gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device), ridge)
+    return 1 - ridge * inverse.diagonal()
+
+
+def nystrom(gram: Tensor, weight: Tensor, rows: Tensor, ridge: Tensor | float) -> Tensor:
+    """The kept rows with the lost ones folded in: W_S + (G_SS + ridge I)⁻¹ G_S,lost W_lost.
+
+    For a ridge towards zero this is the least-squares answer (G_SS)⁻¹ G_S W.
+    """
+    lost = weight.clone()
+    lost[rows] = 0
+    return weight[rows] + solve(gram[rows][:, rows], gram[rows] @ lost, ridge)
+
+
+def published_heads(wide: WideOutput) -> NarrowOutput:
+    """As published: keep the key/value groups of greatest mean contribution, their output weights as they are."""
+    units = top_units(contribution_magnitude(pooled(wide.folds), wide.weight, wide.unit), wide.keep)
+    rows = rows_of(units, wide.unit)
+    return NarrowOutput(units, rows, wide.weight[rows], 0.0)
+
+
+def published_channels(wide: WideOutput) -> NarrowOutput:
+    """As published: keep the channels of greatest ridge leverage and fold the others in by Nystrom."""
+    gram = pooled(wide.folds).gram
+    ridge = PAPER_RIDGE * mean_energy(gram)
+    rows = top_units(leverage(gram, ridge), wide.keep)
+    return NarrowOutput(rows, rows, nystrom(gram, wide.weight, rows, ridge), PAPER_RIDGE)
+
+
+def regressed_heads(wide: WideOutput) -> NarrowOutput:
+    """Keep the key/value groups that the dense target misses most, and regress their output on it."""
+    return _regress(wide, surviving_units(pooled(wide.folds), wide.unit, wide.keep, rounds=len(wide.weight)))
+
+
+def regressed_channels(wide: WideOutput) -> NarrowOutput:
+    """Keep the channels that the dense target misses most, and regress their output on it."""
+    return _regress(wide, surviving_units(pooled(wide.folds), wide.unit, wide.keep, rounds=ELIMINATION_ROUNDS))
+
+
+def surviving_units(moments: Moments, unit: int, keep: int, *, rounds: int) -> Tensor:
+    """The `keep` units left when those whose loss raises the regression's error least go, in rounds; ascending.
+
+    With W the ridge regression on all units that are left and H = (ZᵀZ + ridge I)⁻¹, dropping unit u alone raises
+    the least error by tr(W_uᵀ (H_uu)⁻¹ W_u) (the step of optimal brain surgery). Each round drops about the same
+    number and fits anew, at least one unit a round.
+    """
+    gram = moments.gram.clone()
+    gram.diagonal().add_(ELIMINATION_RIDGE * mean_energy(moments.gram))
+    units = torch.arange(len(gram) // unit, device=gram.device)
+    start = len(units)
+    rounds = min(rounds, start - keep)
+    for round_ in range(1, rounds + 1):
+        rows = rows_of(units, unit)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram[rows][:, rows]))
+        weight = (inverse @ moments.cross[rows]).view(len(units), unit, -1)
+        own = inverse.view(len(units), unit, len(units), unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        loss = (weight * torch.linalg.solve(own, weight)).sum((1, 2))
+        left = start - (start - keep) * round_ // rounds
+        units = units[top_units(loss, left)]
+    return units
+
+
+def _regress(wide: WideOutput, units: Tensor) -> NarrowOutput:
+    """Ridge regression of the target on the kept units, drawn to their Nystrom weights; ridge by held-out folds."""
+    rows = rows_of(units, wide.unit)
+    total = pooled(wide.folds)
+    prior = nystrom(total.gram, wide.weight, rows, NYSTROM_RIDGE * mean_energy(total.gram))
+    kept = [fold.restricted(rows) for fold in wide.folds]
+    ridge = held_out_ridge(kept, [prior] * len(kept), RIDGES)
+    everything = total.restricted(rows)
+    weight = ridge_to_prior(everything, prior, ridge * mean_energy(everything.gram))
+    return NarrowOutput(units, rows, weight, ridge)

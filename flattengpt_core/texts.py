@@ -1,0 +1,73 @@
+"""Texts by name or file, each named one in parts that never overlap. Imports no torch and knows no tokens.
+
+A named text has a part to calibrate on, one to choose settings on and one to report on.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from flattengpt_core.errors import CalibrationNotFound
+
+Part = Literal["calibration", "validation", "evaluation"]
+
+PYTHON_DOCS = "python-docs"
+WIKITEXT2 = "wikitext2"
+TEXTS = {
+    WIKITEXT2: "WikiText-2 (raw) from the Hugging Face Hub: train, validation and test split",
+    PYTHON_DOCS: "Python's own language reference, shipped with the interpreter: needs no network",
+}
+"""The texts that go by a name."""
+
+_PYTHON_DOCS_SHARES: dict[Part, tuple[float, float]] = {
+    "calibration": (0.0, 0.6),
+    "validation": (0.6, 0.8),
+    "evaluation": (0.8, 1.0),
+}
+
+
+def load_text(name: str, part: Part) -> str:
+    """The text called `name`, or the whole of the .txt or .jsonl file of that path.
+
+    Raises:
+        CalibrationNotFound: no such name or file, or the Hub cannot be reached; says what to do.
+    """
+    if name == PYTHON_DOCS:
+        return _python_docs(part)
+    if name == WIKITEXT2:
+        from flattengpt_core.hub import load_wikitext2  # imports `datasets`, which is slow
+
+        return load_wikitext2(part)
+    file = Path(name)
+    if file.is_file():
+        return _read_file(file)
+    raise CalibrationNotFound(
+        f"{name!r} is no text: known names are {', '.join(TEXTS)}; else give an existing .txt or .jsonl file."
+    )
+
+
+def join_rows(rows: list[str]) -> str:
+    """Rows of a dataset as one text, joined by blank lines: the GPTQ/SLEB convention."""
+    return "\n\n".join(rows)
+
+
+def _python_docs(part: Part) -> str:
+    from pydoc_data.topics import topics
+
+    text = join_rows([topics[key] for key in sorted(topics)])
+    start, end = (int(share * len(text)) for share in _PYTHON_DOCS_SHARES[part])
+    return text[start:end]
+
+
+def _read_file(file: Path) -> str:
+    """A text file as it is; of a .jsonl file the `text` of each line, joined by blank lines."""
+    try:
+        raw = file.read_text(encoding="utf-8")
+        if file.suffix != ".jsonl":
+            return raw
+        return join_rows([json.loads(line)["text"] for line in raw.splitlines() if line.strip()])
+    except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise CalibrationNotFound(
+            f"{file.name} cannot be read ({error!r}): a .txt file must be UTF-8, a .jsonl file must hold one "
+            'object with a "text" a line.'
+        ) from None

@@ -1,0 +1,102 @@
+"""Where results live: one folder a job behind fsspec, so that API and workers may be on different hosts.
+
+An artifact appears under its name only when it is whole. Knows nothing of the database.
+"""
+
+import hashlib
+import posixpath
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from jobs.errors import ArtifactNotFound
+
+_COPY_BYTES = 4 * 1024**2
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stored file. path: within the job's folder. size: bytes. sha256: hexadecimal."""
+
+    path: str
+    size: int
+    sha256: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The artifact as JSON."""
+        return asdict(self)
+
+
+class ArtifactStore:
+    """Job results under one fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self._files, self._root = fsspec.core.url_to_fs(url)
+
+    def put_folder(self, job_id: str, folder: Path) -> list[Artifact]:
+        """Store all files of `folder`, replacing what an earlier attempt of the job left; in path order."""
+        final, aside = self._path(job_id), self._path(f"{job_id}.partial")
+        self._remove(aside)
+        artifacts = []
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = file.relative_to(folder).as_posix()
+            artifacts.append(self._put(file, f"{aside}/{name}", name))
+        self._remove(final)
+        self._files.mv(aside, final, recursive=True)
+        return artifacts
+
+    def open(self, job_id: str, path: str) -> IO[bytes]:
+        """The artifact's bytes, seekable. Raises ArtifactNotFound."""
+        return cast("IO[bytes]", self._files.open(self._existing(job_id, path), "rb"))
+
+    def local_file(self, job_id: str, path: str) -> Path | None:
+        """The artifact as a file of this machine, if the store is a folder here. Raises ArtifactNotFound."""
+        full = self._existing(job_id, path)
+        return Path(full) if isinstance(self._files, LocalFileSystem) else None
+
+    def delete(self, job_id: str) -> None:
+        """Remove all of the job's artifacts, if there are any."""
+        self._remove(self._path(job_id))
+        self._remove(self._path(f"{job_id}.partial"))
+
+    def ping(self) -> None:
+        """Make sure the store can be written to; raises OSError if not."""
+        self._files.makedirs(self._root, exist_ok=True)
+        probe = self._path(".ready")
+        self._files.pipe_file(probe, b"")
+        self._files.rm_file(probe)
+
+    def _put(self, source: Path, target: str, name: str) -> Artifact:
+        self._files.makedirs(posixpath.dirname(target), exist_ok=True)
+        digest = hashlib.sha256()
+        with source.open("rb") as reader, self._files.open(target, "wb") as writer:
+            while block := reader.read(_COPY_BYTES):
+                digest.update(block)
+                writer.write(block)
+        return Artifact(name, source.stat().st_size, digest.hexdigest())
+
+    def _existing(self, job_id: str, path: str) -> str:
+        clean = posixpath.normpath(path)
+        full = f"{self._path(job_id)}/{clean}"
+        if path != clean or path.startswith(("/", "..")) or "\\" in path or not self._files.isfile(full):
+            raise ArtifactNotFound(f"Job {job_id} has no artifact {path!r}.")
+        return full
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def _remove(self, path: str) -> None:
+        if isinstance(self._files, LocalFileSystem):
+            shutil.rmtree(path, ignore_errors=True)
+        elif self._files.exists(path):
+            self._files.rm(path, recursive=True)
+
+
+def as_json(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """The artifacts as a job's `artifacts`."""
+    return [artifact.as_dict() for artifact in artifacts]

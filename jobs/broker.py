@@ -1,0 +1,95 @@
+"""The doorbell: a Celery message that wakes a worker. It holds a job's id and may be lost or repeated at will.
+
+The database is the ledger; see `store` and `sweeper`. Knows nothing of what a worker does.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import structlog
+from celery import Celery
+
+from jobs.settings import Settings
+
+TASK = "worker.compress"
+QUEUE = "flattengpt"
+
+log = structlog.get_logger()
+
+
+class Announcer(Protocol):
+    """Something that can wake a worker for a job."""
+
+    def announce(self, job_id: str) -> None:
+        """Wake a worker; must not raise, since a lost announcement is repeated by the sweeper."""
+
+
+class CeleryAnnouncer:
+    """Announces through the broker."""
+
+    def __init__(self, app: Celery, *, expires_seconds: float) -> None:
+        self._app = app
+        self._expires_seconds = expires_seconds
+
+    def announce(self, job_id: str) -> None:
+        """Send the message once; a broker that is down costs a log line and at most a few seconds."""
+        try:
+            self._app.send_task(TASK, args=(job_id,), queue=QUEUE, expires=self._expires_seconds, retry=False)
+        except Exception as error:  # whatever a broker's client raises, the sweeper will announce again
+            log.warning("announcement failed", job_id=job_id, error=type(error).__name__)
+
+    def ping(self) -> None:
+        """Connect to the broker; raises what its client raises if it does not answer."""
+        with self._app.connection_for_write(connect_timeout=2) as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+
+
+def make_announcer(settings: Settings) -> CeleryAnnouncer:
+    """The announcer of these settings; messages expire when the sweeper repeats them."""
+    return CeleryAnnouncer(make_celery(settings), expires_seconds=2 * settings.announce_after_seconds)
+
+
+def make_celery(settings: Settings) -> Celery:
+    """The Celery application that API, sweeper and workers share.
+
+    Messages are acknowledged on receipt, one at a time, and have no result: leases in the database, not the
+    broker, say who owns a job, so no visibility timeout matters.
+    """
+    app = Celery("flattengpt", broker=settings.broker_url or "filesystem://")
+    app.conf.update(
+        accept_content=["json"],
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=2,
+        broker_transport_options=_transport_options(settings),
+        result_backend=None,
+        task_acks_late=False,
+        task_default_queue=QUEUE,
+        task_ignore_result=True,
+        task_serializer="json",
+        worker_concurrency=1,
+        # A busy worker must not keep a message from an idle one. Celery can promise this on Redis only; elsewhere
+        # the next announcement reaches the idle one.
+        worker_disable_prefetch=urlsplit(settings.broker_url).scheme in ("redis", "rediss"),
+        worker_hijack_root_logger=False,
+        worker_prefetch_multiplier=1,
+    )
+    return app
+
+
+def _transport_options(settings: Settings) -> dict[str, Any]:
+    if not settings.embedded:
+        return {"socket_connect_timeout": 2, "socket_timeout": 30, "max_retries": 1}
+    folder = settings.data_dir.absolute() / "broker"
+    messages, control = _made(folder / "messages"), _made(folder / "control")
+    return {
+        "data_folder_in": messages,
+        "data_folder_out": messages,
+        "control_folder": control,
+        "store_processed": False,
+    }
+
+
+def _made(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)

@@ -1,0 +1,114 @@
+"""The guarded changes of a job's row that the store's transactions are made of, each with its events.
+
+A worker's change names the attempt that took the job and every change of status names the states of
+`states.TRANSITIONS` that may precede it, both in the WHERE of the update: a change that comes too late finds no row.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now_plus
+from jobs.errors import LeaseLost, WorkerLost
+from jobs.records import Event, Lease
+from jobs.states import JobStatus, sources
+from jobs.tables import Job, JobEvent
+
+OWNED = (JobStatus.RUNNING, JobStatus.CANCELLING)
+"""The states in which an attempt owns a job."""
+
+HANDED_BACK, DIED, LEASE_EXPIRED = "handed_back", "died", "lease_expired"
+"""The events that tell how an attempt ended which did not end the job."""
+
+_FREED = {"lease_expires_at": None, "worker": None, "stage": None}
+
+
+def owned_by(lease: Lease) -> tuple[ColumnElement[bool], ...]:
+    """The WHERE of everything that an attempt writes."""
+    return (Job.id == lease.job_id, Job.attempt == lease.attempt, Job.status.in_(OWNED))
+
+
+def lost(lease: Lease) -> LeaseLost:
+    """The error of a write that found no row."""
+    return LeaseLost(f"Attempt {lease.attempt} no longer owns job {lease.job_id}.")
+
+
+def append(session: Session, job_id: str, events: Sequence[Event]) -> None:
+    """Add events under the job row's lock, which numbers them without gaps."""
+    for event in events:
+        bump = update(Job).where(Job.id == job_id).values(last_event=Job.last_event + 1)
+        seq, attempt = session.execute(bump.returning(Job.last_event, Job.attempt)).one()
+        session.add(JobEvent(job_id=job_id, seq=seq, attempt=attempt, type=event.type, data=event.data))
+    session.flush()
+
+
+def update_owned(session: Session, lease: Lease, values: dict[str, Any], events: Sequence[Event] = ()) -> JobStatus:
+    """Write to a job that the attempt owns; its status. Raises LeaseLost."""
+    values = values or {"attempt": lease.attempt}
+    status = session.scalar(update(Job).where(*owned_by(lease)).values(**values).returning(Job.status))
+    if status is None:
+        raise lost(lease)
+    append(session, lease.job_id, events)
+    return JobStatus(status)
+
+
+def end(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any], data: dict[str, Any]) -> None:
+    """Bring the job to a terminal state. Raises LeaseLost."""
+    _move(session, lease, target, {"finished_at": now_plus(), "lease_expires_at": None} | values, data)
+
+
+def count_death(session: Session, lease: Lease, *guards: ColumnElement[bool]) -> int | None:
+    """Count an attempt that ended without a word; how many there were, or None if the attempt owns nothing."""
+    counted = update(Job).where(*owned_by(lease), *guards).values(deaths=Job.deaths + 1)
+    return session.scalar(counted.returning(Job.deaths))
+
+
+def give_up(session: Session, lease: Lease, what: str, *, reason: str, final: bool = False) -> JobStatus:
+    """End the attempt: a job to be cancelled is cancelled, another is queued again, or fails if this is `final`.
+
+    Args:
+        what: the type of the event that tells of it.
+
+    Raises:
+        LeaseLost: another attempt owns the job.
+    """
+    # The row's lock keeps a cancel from coming in between, which would leave the job without a worker.
+    row = session.execute(select(Job.status, Job.stage).where(*owned_by(lease)).with_for_update()).first()
+    if row is None:
+        raise lost(lease)
+    append(session, lease.job_id, [Event(what, {"reason": reason, "stage": row.stage})])
+    if row.status == JobStatus.CANCELLING:
+        end(session, lease, JobStatus.CANCELLED, _FREED, {})
+        return JobStatus.CANCELLED
+    if final:
+        error = WorkerLost(f"The job was given up. {_reasons(session, lease.job_id)}.").as_dict()
+        end(session, lease, JobStatus.FAILED, _FREED | {"error": error}, {"error": error})
+        return JobStatus.FAILED
+    _move(session, lease, JobStatus.QUEUED, _FREED | {"announced_at": None}, {})
+    return JobStatus.QUEUED
+
+
+def _move(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any], data: dict[str, Any]) -> None:
+    statement = (
+        update(Job)
+        .where(Job.id == lease.job_id, Job.attempt == lease.attempt, Job.status.in_(sources(target)))
+        .values(status=target, **values)
+    )
+    if session.execute(statement.returning(Job.id)).first() is None:
+        raise lost(lease)
+    append(session, lease.job_id, [Event(target.value, data)])
+
+
+def _reasons(session: Session, job_id: str) -> str:
+    """Where and why each attempt ended, in one line."""
+    query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type.in_((DIED, LEASE_EXPIRED)))
+    return "; ".join(
+        f"Attempt {row.attempt} {_where(row.data['stage'])}: {row.data['reason']}"
+        for row in session.scalars(query.order_by(JobEvent.seq))
+    )
+
+
+def _where(stage: str | None) -> str:
+    return f"in stage {stage}" if stage else "before its first stage"

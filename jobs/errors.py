@@ -1,0 +1,68 @@
+"""The errors of a job's life, in the one hierarchy of `flattengpt_core.errors`."""
+
+from flattengpt_core.errors import FlattenGPTError
+
+
+class JobNotFound(FlattenGPTError):
+    code = "job_not_found"
+    status = 404
+    title = "There is no such job"
+
+
+class ArtifactNotFound(FlattenGPTError):
+    code = "artifact_not_found"
+    status = 404
+    title = "The job has no such artifact"
+
+
+class Conflict(FlattenGPTError):
+    code = "conflict"
+    status = 409
+    title = "The job's state does not allow this"
+
+
+class IdempotencyMismatch(FlattenGPTError):
+    code = "idempotency_mismatch"
+    status = 422
+    title = "This Idempotency-Key was used with another request"
+
+
+class LeaseLost(FlattenGPTError):
+    """A write came from an attempt that no longer owns the job; the writer must stop."""
+
+    code = "lease_lost"
+    status = 409
+    title = "Another attempt owns the job"
+    retryable = True
+
+
+class WorkerLost(FlattenGPTError):
+    code = "worker_lost"
+    title = "The job's process died too often"
+    retryable = True
+
+
+class NotReady(FlattenGPTError):
+    code = "not_ready"
+    status = 503
+    title = "The service is not ready"
+    retryable = True
+
+
+class ConfigurationError(FlattenGPTError):
+    code = "configuration_error"
+    title = "The service is set up wrongly"
+
+
+class PublishFailed(FlattenGPTError):
+    code = "publish_failed"
+    status = 502
+    title = "The result could not be published"
+    retryable = True
+
+
+class PublishConflict(PublishFailed):
+    code = "publish_conflict"
+    status = 409
+    title = "The repository on the Hub is not this job's"
+    retryable = False

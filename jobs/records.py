@@ -1,0 +1,98 @@
+"""What the store hands out: frozen copies of rows, free of any session."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from jobs.states import TERMINAL, JobStatus
+from jobs.tables import Job, JobEvent
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as it was at one moment."""
+
+    id: str
+    status: JobStatus
+    stage: str | None
+    progress: float
+    attempt: int
+    request: dict[str, Any]
+    commit: str | None
+    labels: dict[str, str]
+    metrics: dict[str, Any] | None
+    artifacts: list[dict[str, Any]]
+    error: dict[str, Any] | None
+    published_url: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    last_event: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to the job."""
+        return self.status in TERMINAL
+
+    @classmethod
+    def of(cls, row: Job) -> "JobRecord":
+        """A copy of the row."""
+        return cls(
+            id=row.id,
+            status=JobStatus(row.status),
+            stage=row.stage,
+            progress=row.progress,
+            attempt=row.attempt,
+            request=row.request,
+            commit=row.commit,
+            labels=row.labels,
+            metrics=row.metrics,
+            artifacts=row.artifacts or [],
+            error=row.error,
+            published_url=row.published_url,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            last_event=row.last_event,
+        )
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """One thing that happened to a job."""
+
+    job_id: str
+    seq: int
+    attempt: int
+    type: str
+    data: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: JobEvent) -> "EventRecord":
+        """A copy of the row."""
+        return cls(row.job_id, row.seq, row.attempt, row.type, row.data, row.created_at)
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event to be recorded; `data` is JSON."""
+
+    type: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right of one attempt to write to a job, until another attempt takes it."""
+
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of jobs, newest first, and the cursor of the next one if there is more."""
+
+    jobs: list[JobRecord]
+    next_cursor: str | None

@@ -1,0 +1,57 @@
+"""Settings from the environment, the only place it is read. Built once at each entry point and passed down."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """`FLATTENGPT_*` variables, and the Hub's own two. Times are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="FLATTENGPT_", frozen=True, populate_by_name=True)
+
+    data_dir: Path = Field(default=Path(".flattengpt"), description="models, artifacts, logs, embedded database")
+    database_url: str = Field(default="", description="SQLAlchemy URL; SQLite in data_dir if empty")
+    broker_url: str = Field(default="", description="Celery broker; folders in data_dir if empty (embedded)")
+    artifacts_url: str = Field(default="", description="fsspec URL of the artifact store; data_dir/artifacts if empty")
+    auth: Literal["required", "none"] = "required"
+
+    lease_seconds: float = Field(default=30, gt=0, description="a worker silent for so long has lost its job")
+    heartbeat_seconds: float = Field(default=5, gt=0, description="how often a worker renews its lease")
+    poll_seconds: float = Field(default=0.5, gt=0, description="how often a worker looks after its child process")
+    sweep_seconds: float = Field(default=5, gt=0, description="how often lost jobs are looked for")
+    announce_after_seconds: float = Field(default=60, gt=0, description="a queued job is announced again after this")
+    max_attempts: int = Field(default=3, ge=1, description="a job whose process or worker dies this often fails")
+    stop_grace_seconds: float = Field(default=10, gt=0, description="between asking a child to stop and killing it")
+    max_body_bytes: int = Field(default=1_000_000, gt=0, description="largest request body")
+
+    hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
+    hf_endpoint: str = Field(default="https://huggingface.co", validation_alias="HF_ENDPOINT")
+
+    @model_validator(mode="after")
+    def _heartbeats_keep_the_lease(self) -> "Settings":
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError("FLATTENGPT_HEARTBEAT_SECONDS must be at most half of FLATTENGPT_LEASE_SECONDS")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the queue needs no server, so that one command runs the API and a worker."""
+        return not self.broker_url
+
+    @property
+    def database(self) -> str:
+        """The database's URL."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'flattengpt.db'}"
+
+    @property
+    def artifacts(self) -> str:
+        """The artifact store's URL, for fsspec."""
+        return self.artifacts_url or (self.data_dir.absolute() / "artifacts").as_uri()
+
+    @property
+    def models_dir(self) -> Path:
+        """Where `local:NAME` models live."""
+        return self.data_dir / "models"

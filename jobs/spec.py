@@ -1,0 +1,104 @@
+"""What a client asks for: one frozen model, the same from request to row to command line to model card."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from flattengpt_core.methods import METHODS
+
+# No control characters: PostgreSQL cannot store NUL, and nobody means the others.
+_PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+Name = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_PRINTABLE)]
+TextName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
+RepoId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+# SQLite finds no other keys in JSON.
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=_PRINTABLE)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CalibrationSpec(_Part):
+    dataset: TextName = Field(
+        default="wikitext2", description="A text's name (`wikitext2`, `python-docs`), or several joined by '+'."
+    )
+    samples: int = Field(default=128, ge=1, le=4096, description="Windows of text in all.")
+    sequence_length: int = Field(default=2048, ge=16, le=32768, description="Tokens a window.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Which windows.")
+
+
+class RecoverySpec(_Part):
+    method: Literal["none", "lora"] = Field(default="none", description="Training after compression.")
+    steps: int = Field(default=500, ge=1, le=100_000, description="Optimiser steps.")
+    rank: int = Field(default=8, ge=1, le=512, description="Rank of the LoRA matrices.")
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
+
+
+class EvaluationSpec(_Part):
+    perplexity: tuple[TextName, ...] = Field(
+        default=("wikitext2",), max_length=8, description="Texts to report perplexity on, each on its held-out part."
+    )
+    tasks: tuple[str, ...] = Field(default=(), max_length=0, description="Zero-shot tasks; none can be asked for yet.")
+    sequence_length: int = Field(default=512, ge=16, le=32768, description="Tokens a window.")
+    windows: int | None = Field(default=None, ge=1, le=100_000, description="At most so many windows a text.")
+    benchmark: bool = Field(default=True, description="Also measure tokens/s and latency.")
+
+
+class PublishSpec(_Part):
+    repo_id: RepoId = Field(description="The Hub repository to create and upload to.", examples=["org/name-flat24"])
+    private: bool = True
+
+
+class JobSpec(_Part):
+    """A request to compress a model. Exactly one of `sparsity` and `layers` is given."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "sparsity": 0.2},
+                {
+                    "model": "local:smollm2-135m-instruct",
+                    "layers": 24,
+                    "calibration": {"dataset": "python-docs", "samples": 64, "sequence_length": 256},
+                    "evaluation": {"perplexity": ["python-docs"]},
+                    "labels": {"team": "search"},
+                },
+            ]
+        },
+    )
+
+    model: Name = Field(description="A Hub id (`org/name`) or a model of the service's model folder (`local:NAME`).")
+    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] = Field(
+        default="main", description="Branch, tag or commit of a Hub model; pinned to its commit at submit."
+    )
+    method: str = Field(default="flattengpt", description="How to compress.", json_schema_extra={"enum": list(METHODS)})
+    sparsity: float | None = Field(default=None, gt=0, lt=1, description="The share of layers to remove.")
+    layers: int | None = Field(default=None, ge=1, le=10_000, description="The number of layers to keep.")
+    calibration: CalibrationSpec = CalibrationSpec()
+    recovery: RecoverySpec = RecoverySpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    publish: PublishSpec | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="What is saved.")
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=16)
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+        return method
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "JobSpec":
+        if (self.sparsity is None) == (self.layers is None):
+            given = "neither is" if self.sparsity is None else "both are"
+            raise ValueError(f"give exactly one of sparsity and layers: {given} given")
+        return self
+
+    def as_request(self) -> dict[str, Any]:
+        """The request as JSON, every default filled in."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,308 @@
+"""Every query on jobs. Each method is one short transaction; each change is one atomic, guarded update.
+
+A worker's writes are fenced: they name the attempt that took the job and change nothing once another attempt owns
+it, so they may be repeated, and are while the database does not answer. All times are the database's. Knows nothing
+of brokers or processes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import stamina
+from sqlalchemy import Engine, case, func, or_, select, text, update
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import sessionmaker
+from ulid import ULID
+
+from jobs import changes
+from jobs.clock import now_plus
+from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound
+from jobs.records import Event, EventRecord, JobRecord, Lease, Page
+from jobs.spec import JobSpec
+from jobs.states import JobStatus, sources
+from jobs.tables import Job, JobEvent
+
+patiently = stamina.retry(on=OperationalError, attempts=None, timeout=30, wait_max=2)
+"""Tries again for half a minute while the database restarts; what then goes wrong is for the sweeper to mend."""
+
+
+class JobStore:
+    """Jobs in one database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._write = sessionmaker(engine, expire_on_commit=False)
+        self._read = sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+
+    # Clients
+
+    def submit(self, spec: JobSpec, *, commit: str | None = None, idempotency_key: str | None = None) -> JobRecord:
+        """Store a new job and its first event, or give back the job that this key made.
+
+        Args:
+            commit: what the spec's revision of a Hub model means now.
+
+        Raises:
+            IdempotencyMismatch: the key was used for another request.
+        """
+        request = spec.as_request()
+        if idempotency_key is not None and (known := self._by_key(idempotency_key, request)):
+            return known
+        row = Job(
+            id=str(ULID()),
+            status=JobStatus.QUEUED,
+            model=spec.model,
+            method=spec.method,
+            request=request,
+            commit=commit,
+            labels=dict(spec.labels),
+            idempotency_key=idempotency_key,
+            announced_at=now_plus(),
+        )
+        try:
+            with self._write.begin() as session:
+                session.add(row)
+                session.flush()
+                changes.append(session, row.id, [Event("queued", {})])
+                session.refresh(row)
+                return JobRecord.of(row)
+        except IntegrityError:
+            # Another request with the same key came in between.
+            if idempotency_key is not None and (known := self._by_key(idempotency_key, request)):
+                return known
+            raise
+
+    def get(self, job_id: str) -> JobRecord:
+        """The job; raises JobNotFound."""
+        _check_id(job_id)
+        with self._read() as session:
+            row = session.get(Job, job_id)
+            if row is None:
+                raise _not_found(job_id)
+            return JobRecord.of(row)
+
+    def page(
+        self,
+        *,
+        status: JobStatus | None = None,
+        label: tuple[str, str] | None = None,
+        model: str | None = None,
+        before: str | None = None,
+        limit: int = 50,
+    ) -> Page:
+        """Jobs newest first, only those older than the job id `before`: stable while new ones come in."""
+        query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+        if status is not None:
+            query = query.where(Job.status == status)
+        if model is not None:
+            query = query.where(Job.model == model)
+        if label is not None:
+            query = query.where(Job.labels[label[0]].as_string() == label[1])
+        if before is not None:
+            query = query.where(Job.id < before)
+        with self._read() as session:
+            rows = session.scalars(query).all()
+        more = len(rows) > limit
+        return Page([JobRecord.of(row) for row in rows[:limit]], rows[limit - 1].id if more else None)
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> list[EventRecord]:
+        """The job's events with a sequence number above `after`, in order."""
+        query = (
+            select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after).order_by(JobEvent.seq).limit(limit)
+        )
+        with self._read() as session:
+            return [EventRecord.of(row) for row in session.scalars(query)]
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Cancel a queued job at once, or ask the worker of a running one to stop; repeating it changes nothing.
+
+        Raises:
+            JobNotFound, Conflict: no such job, or it has already ended.
+        """
+        _check_id(job_id)
+        queued = Job.status == JobStatus.QUEUED
+        statement = (
+            update(Job)
+            .where(Job.id == job_id, Job.status.in_((JobStatus.QUEUED, JobStatus.RUNNING)))
+            .values(
+                status=case((queued, JobStatus.CANCELLED.value), else_=JobStatus.CANCELLING.value),
+                finished_at=case((queued, now_plus()), else_=None),
+            )
+        )
+        with self._write.begin() as session:
+            if status := session.scalar(statement.returning(Job.status)):
+                changes.append(session, job_id, [Event(status, {})])
+        job = self.get(job_id)
+        if job.status not in (JobStatus.CANCELLED, JobStatus.CANCELLING):
+            raise Conflict(
+                f"Job {job_id} has already {job.status.value}: only a job that has not ended can be cancelled."
+            )
+        return job
+
+    # Workers
+
+    def take(self, job_id: str, *, worker: str, lease_seconds: float) -> Lease | None:
+        """Make `worker` the owner of a queued job by a new attempt; None if the job is not queued (any more)."""
+        statement = (
+            update(Job)
+            .where(Job.id == job_id, Job.status.in_(sources(JobStatus.RUNNING)))
+            .values(
+                status=JobStatus.RUNNING,
+                attempt=Job.attempt + 1,
+                worker=worker,
+                started_at=func.coalesce(Job.started_at, now_plus()),
+                lease_expires_at=now_plus(lease_seconds),
+            )
+            .returning(Job.attempt)
+        )
+        with self._write.begin() as session:
+            attempt = session.scalar(statement)
+            if attempt is None:
+                return None
+            changes.append(session, job_id, [Event("started", {"attempt": attempt})])
+        return Lease(job_id, attempt)
+
+    def next_queued(self) -> str | None:
+        """The id of the job that has waited longest."""
+        with self._read() as session:
+            return session.scalar(select(Job.id).where(Job.status == JobStatus.QUEUED).order_by(Job.id).limit(1))
+
+    def heartbeat(self, lease: Lease, *, lease_seconds: float) -> JobStatus:
+        """Extend the lease; the status tells whether the job is to be cancelled. Raises LeaseLost."""
+        with self._write.begin() as session:
+            return changes.update_owned(session, lease, {"lease_expires_at": now_plus(lease_seconds)})
+
+    @patiently
+    def record(
+        self, lease: Lease, *, stage: str | None = None, progress: float | None = None, events: Sequence[Event] = ()
+    ) -> JobStatus:
+        """Note how far the attempt is; progress never goes back. Raises LeaseLost."""
+        values: dict[str, Any] = {}
+        if stage is not None:
+            values["stage"] = stage
+        if progress is not None:
+            values["progress"] = case((Job.progress < progress, progress), else_=Job.progress)
+        with self._write.begin() as session:
+            return changes.update_owned(session, lease, values, events)
+
+    @patiently
+    def store_result(self, lease: Lease, *, metrics: dict[str, Any], artifacts: Sequence[dict[str, Any]]) -> None:
+        """Note the finished result before it is published, so that a failed upload loses nothing. Raises LeaseLost."""
+        values = {"metrics": metrics, "artifacts": list(artifacts)}
+        with self._write.begin() as session:
+            changes.update_owned(session, lease, values, [Event("stored", {})])
+
+    @patiently
+    def succeed(self, lease: Lease, *, published_url: str | None = None) -> None:
+        """End the job well; its result is stored already. Raises LeaseLost."""
+        values = {"progress": 1.0, "stage": None, "published_url": published_url}
+        data = {"published_url": published_url} if published_url else {}
+        with self._write.begin() as session:
+            changes.end(session, lease, JobStatus.SUCCEEDED, values, data)
+
+    @patiently
+    def fail(self, lease: Lease, error: dict[str, Any]) -> None:
+        """End the job with an error (`FlattenGPTError.as_dict()`). Raises LeaseLost."""
+        with self._write.begin() as session:
+            changes.end(session, lease, JobStatus.FAILED, {"error": error}, {"error": error})
+
+    @patiently
+    def cancelled(self, lease: Lease) -> None:
+        """End the job as its client asked. Raises LeaseLost."""
+        with self._write.begin() as session:
+            changes.end(session, lease, JobStatus.CANCELLED, {"stage": None}, {})
+
+    @patiently
+    def hand_back(self, lease: Lease, *, reason: str) -> JobStatus:
+        """Queue the job again because its worker stops, without counting the attempt. Raises LeaseLost."""
+        with self._write.begin() as session:
+            return changes.give_up(session, lease, changes.HANDED_BACK, reason=reason)
+
+    @patiently
+    def died(self, lease: Lease, *, reason: str, max_attempts: int) -> JobStatus:
+        """Count the death of the job's own process: queue the job again, or fail it the `max_attempts`th time.
+
+        Raises LeaseLost.
+        """
+        with self._write.begin() as session:
+            deaths = changes.count_death(session, lease)
+            if deaths is None:
+                raise changes.lost(lease)
+            return changes.give_up(session, lease, changes.DIED, reason=reason, final=deaths >= max_attempts)
+
+    def ring_again(self, job_id: str) -> None:
+        """Let the next sweep announce the job if it is still queued: the worker that was woken cannot take it."""
+        with self._write.begin() as session:
+            session.execute(
+                update(Job).where(Job.id == job_id, Job.status == JobStatus.QUEUED).values(announced_at=None)
+            )
+
+    # The sweeper
+
+    def release_expired(self, *, max_attempts: int, limit: int = 100) -> list[str]:
+        """Give up each attempt whose lease ran out, which counts as a death; the jobs' ids.
+
+        Safe to run at once in several places.
+        """
+        silent = Job.lease_expires_at < now_plus()
+        query = select(Job.id, Job.attempt, Job.worker).where(Job.status.in_(changes.OWNED), silent)
+        with self._read() as session:
+            expired = session.execute(query.order_by(Job.lease_expires_at).limit(limit)).all()
+        released = []
+        for job_id, attempt, worker in expired:
+            lease = Lease(job_id, attempt)
+            with self._write.begin() as session:
+                # Looked at again under the row's lock: a heartbeat may have come in between.
+                deaths = changes.count_death(session, lease, silent)
+                if deaths is None:
+                    continue
+                changes.give_up(
+                    session,
+                    lease,
+                    changes.LEASE_EXPIRED,
+                    reason=f"worker {worker} fell silent",
+                    final=deaths >= max_attempts,
+                )
+            released.append(job_id)
+        return released
+
+    def due_for_announcement(self, *, after_seconds: float, limit: int = 10) -> list[str]:
+        """The queued jobs not announced for `after_seconds`, oldest first, now marked as announced.
+
+        Few at a time are enough: a worker that is woken goes on with whatever is queued.
+        """
+        due = (
+            Job.status == JobStatus.QUEUED,
+            or_(Job.announced_at.is_(None), Job.announced_at < now_plus(-after_seconds)),
+        )
+        oldest = select(Job.id).where(*due).order_by(Job.id).limit(limit)
+        with self._write.begin() as session:
+            # `due` again, since another sweeper may have marked the same rows in between.
+            marked = update(Job).where(Job.id.in_(oldest.scalar_subquery()), *due).values(announced_at=now_plus())
+            return sorted(session.scalars(marked.returning(Job.id)))
+
+    def ping(self) -> None:
+        """Ask the database for anything; raises what the driver raises if it cannot answer."""
+        with self._read() as session:
+            session.execute(text("SELECT 1"))
+
+    def _by_key(self, key: str, request: dict[str, Any]) -> JobRecord | None:
+        with self._read() as session:
+            row = session.scalar(select(Job).where(Job.idempotency_key == key))
+        if row is None:
+            return None
+        if row.request != request:
+            raise IdempotencyMismatch(
+                "The Idempotency-Key was used before with another body; use a new key for a new request.",
+                field="Idempotency-Key",
+            )
+        return JobRecord.of(row)
+
+
+def _check_id(job_id: str) -> None:
+    """Spare the database what is no id: PostgreSQL refuses some strings instead of not finding them."""
+    if not job_id.isalnum():
+        raise _not_found(job_id)
+
+
+def _not_found(job_id: str) -> JobNotFound:
+    return JobNotFound(f"There is no job {job_id!r}.")

@@ -1,0 +1,35 @@
+"""Finds what was lost: jobs that no worker was woken for, and jobs whose worker fell silent.
+
+Safe to run in several places at once, since each step is an atomic update in the store.
+"""
+
+import threading
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.broker import Announcer
+from jobs.settings import Settings
+from jobs.store import JobStore
+
+log = structlog.get_logger()
+
+
+def sweep_once(store: JobStore, announcer: Announcer, settings: Settings) -> None:
+    """Give up attempts whose lease ran out, then announce queued jobs that are due."""
+    for job_id in store.release_expired(max_attempts=settings.max_attempts):
+        log.warning("lease expired", job_id=job_id)
+    for job_id in store.due_for_announcement(after_seconds=settings.announce_after_seconds):
+        announcer.announce(job_id)
+
+
+def sweep_until(stop: threading.Event, store: JobStore, announcer: Announcer, settings: Settings) -> None:
+    """Sweep every `sweep_seconds` until `stop` is set; whatever goes wrong is tried again at the next turn."""
+    while not stop.is_set():
+        try:
+            sweep_once(store, announcer, settings)
+        except SQLAlchemyError as error:
+            log.error("sweep failed", error=type(error).__name__)
+        except Exception:  # a sweeper that ends would leave lost jobs lost
+            log.exception("sweep failed")
+        stop.wait(settings.sweep_seconds)

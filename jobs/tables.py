@@ -1,0 +1,78 @@
+"""The tables: a job, and the events of its life. Columns only; queries are in `store`."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, MetaData, String
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from jobs.clock import UtcDateTime, now_plus
+from jobs.states import JobStatus
+
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: Json, list[dict[str, Any]]: Json}  # noqa: RUF012
+
+
+class Job(Base):
+    __tablename__ = "job"
+    __table_args__ = (
+        CheckConstraint("status IN ({})".format(", ".join(f"'{s.value}'" for s in JobStatus)), name="status"),
+        CheckConstraint("progress >= 0 AND progress <= 1", name="progress"),
+        Index(None, "status", "id"),
+        Index(None, "model", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    """A ULID: ids sort by the time of submission."""
+    status: Mapped[str] = mapped_column(String(16))
+    stage: Mapped[str | None] = mapped_column(String(16))
+    progress: Mapped[float] = mapped_column(default=0.0)
+    attempt: Mapped[int] = mapped_column(default=0)
+    """Bumped by each worker that takes the job; every write of a worker names it."""
+    deaths: Mapped[int] = mapped_column(default=0)
+    """Attempts that ended with the death of the job's process or its worker; these count against the limit."""
+    model: Mapped[str] = mapped_column(String(300))
+    method: Mapped[str] = mapped_column(String(64))
+    request: Mapped[dict[str, Any]]
+    """The request as it came, defaults filled in."""
+    commit: Mapped[str | None] = mapped_column(String(64))
+    """The commit that a Hub model's revision meant at submit."""
+    labels: Mapped[dict[str, Any]]
+    metrics: Mapped[dict[str, Any] | None]
+    artifacts: Mapped[list[dict[str, Any]] | None]
+    error: Mapped[dict[str, Any] | None]
+    published_url: Mapped[str | None] = mapped_column(String(512))
+    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    worker: Mapped[str | None] = mapped_column(String(255))
+    last_event: Mapped[int] = mapped_column(default=0)
+    """The sequence number of the newest event; bumping it serialises the job's events."""
+    created_at: Mapped[datetime] = mapped_column(default=now_plus())
+    announced_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    lease_expires_at: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class JobEvent(Base):
+    __tablename__ = "job_event"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """1, 2, 3 ... without gaps, in the order in which things happened to the job."""
+    attempt: Mapped[int]
+    type: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now_plus())

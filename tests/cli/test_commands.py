@@ -1,0 +1,148 @@
+"""The `flattengpt` command as a user meets it: exit codes, what goes to which stream, readable errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+from tests.cli.conftest import TINY_JOB
+
+LOCAL = ["compress", "evaluate", "serve", "worker", "sweep", "migrate"]
+REMOTE = ["submit", "watch", "list", "show", "cancel", "download"]
+
+
+def run(*arguments: str, url: str | None = None, data_dir: Path | None = None) -> Result:
+    env = {"FLATTENGPT_URL": url, "FLATTENGPT_DATA_DIR": str(data_dir) if data_dir else None, "COLUMNS": "200"}
+    return CliRunner().invoke(app, arguments, env=env)
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Path:
+    file = tmp_path / "spec.yaml"
+    file.write_text(json.dumps(TINY_JOB))
+    return file
+
+
+@pytest.mark.parametrize("command", LOCAL + REMOTE)
+def test_every_command_explains_itself(command: str) -> None:
+    done = run(command, "--help")
+    assert done.exit_code == 0
+    assert "Usage: flattengpt" in done.stdout or "Usage: root" in done.stdout
+
+
+def test_no_command_is_bad_usage() -> None:
+    assert run().exit_code == 2
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; import cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "{tmp}/out"], "sparsity"),
+        (["--out", "{tmp}/out", "--layers", "3", "--sparsity", "0.5"], "both are given"),
+        (["--out", "{tmp}/out", "--layers", "6"], "layers is 6, but the model has 6"),
+        (["--out", "{tmp}/out", "--sparsity", "1.5"], "sparsity"),
+        (["--out", "{tmp}/out", "--layers", "3", "--method", "magic"], "unknown method 'magic'"),
+        (["--out", "{tmp}/out", "--layers", "3", "--recovery", "prayer"], "recovery.method"),
+        (["--out", "{tmp}/out", "--layers", "3", "--samples", "0"], "calibration.samples"),
+        (["--out", "{tmp}", "--layers", "3"], "exists already"),
+        (["--layers", "3"], "--out"),
+    ],
+)
+def test_compress_refuses_bad_usage_at_once(data_dir: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    done = run("compress", "local:tiny", *filled, data_dir=data_dir)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["local:absent", "local:../models/tiny", "no-such-folder", "/etc"])
+def test_compress_names_a_model_that_cannot_be_used(data_dir: Path, tmp_path: Path, model: str) -> None:
+    done = run("compress", model, "--out", str(tmp_path / "out"), "--layers", "3", data_dir=data_dir)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: model: ")
+
+
+def test_compress_a_folder_with_a_text_file(data_dir: Path, tmp_path: Path) -> None:
+    text = tmp_path / "corpus.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    options = ["--layers", "4", "--samples", "8", "--sequence-length", "64", "--no-benchmark", "--json"]
+    folder = data_dir / "models" / "tiny"
+    done = run("compress", str(folder), "--out", str(tmp_path / "out"), "--calibration", str(text), *options)
+    assert done.exit_code == 0, done.stderr
+    metrics = json.loads(done.stdout)
+    assert (metrics["dense"]["layers"], metrics["compressed"]["layers"]) == (6, 4)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert "compressing" in done.stderr
+
+
+def test_evaluate_reports_json(data_dir: Path) -> None:
+    options = ["--limit", "2", "--sequence-length", "64", "--no-benchmark", "--json"]
+    done = run("evaluate", "local:tiny", *options, data_dir=data_dir)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["layers"] == 6
+    assert found["perplexity"]["python-docs"] > 1
+
+
+def test_submit_watch_show_list_and_download(url: str, spec_file: Path, tmp_path: Path) -> None:
+    submitted = run("submit", str(spec_file), "--label", "team=search", url=url)
+    assert submitted.exit_code == 0, submitted.stderr
+    job_id = submitted.stdout.strip()
+
+    watched = run("watch", job_id, "--json", url=url)
+    assert watched.exit_code == 0, watched.stderr
+    job = json.loads(watched.stdout)
+    assert (job["status"], job["progress"], job["metrics"]["compressed"]["layers"]) == ("succeeded", 1.0, 4)
+    assert "compressing" in watched.stderr
+
+    assert "succeeded" in run("show", job_id, url=url).stdout
+    listed = run("list", "--label", "team=search", "--json", url=url)
+    assert job_id in [entry["id"] for entry in json.loads(listed.stdout)["jobs"]]
+    assert job_id in run("list", url=url).stdout
+
+    folder = tmp_path / "result"
+    downloaded = run("download", job_id, "--out", str(folder), url=url)
+    assert downloaded.exit_code == 0, downloaded.stderr
+    assert sorted(path.name for path in folder.iterdir()) == sorted(entry["path"] for entry in job["artifacts"])
+    assert run("download", job_id, "--out", str(folder), url=url).exit_code == 2
+    ended = run("cancel", job_id, url=url)
+    assert (ended.exit_code, "already succeeded" in ended.stderr) == (1, True)
+
+
+def test_submit_with_watch_ends_with_the_jobs_own_error(url: str, spec_file: Path, data_dir: Path) -> None:
+    """More windows than the text has is found out by the worker, not at submission."""
+    options = ["--sequence-length", "32768", "--samples", "4096", "--watch"]
+    done = run("submit", str(spec_file), *options, url=url)
+    assert done.exit_code == 1
+    assert "python-docs" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.output
+
+
+def test_the_services_refusal_is_one_readable_line(url: str) -> None:
+    done = run("submit", "local:tiny", "--layers", "99", url=url)
+    assert done.exit_code == 2
+    assert done.stderr == "error: layers: layers is 99, but the model has 6: choose 1 to 5.\n"
+
+
+def test_an_unknown_job_is_one_readable_line(url: str) -> None:
+    done = run("show", "01ARZ3NDEKTSV4RRFFQ69G5FAV", url=url)
+    assert done.exit_code == 1
+    assert done.stderr == "error: There is no job '01ARZ3NDEKTSV4RRFFQ69G5FAV'.\n"
+
+
+def test_no_service_is_one_readable_line() -> None:
+    done = run("list", url="http://127.0.0.1:9")
+    assert done.exit_code == 1
+    assert "flattengpt serve" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

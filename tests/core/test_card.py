@@ -1,0 +1,83 @@
+"""The model card: metadata that the Hub understands, and numbers that are the measured ones."""
+
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from flattengpt_core.card import card
+from jobs.spec import JobSpec
+
+METRICS: dict[str, Any] = {
+    "dense": {
+        "layers": 6,
+        "parameters": 134_515_008,
+        "perplexity": {"wikitext2": 20.0, "python-docs": 10.0},
+        "accuracy": {},
+        "tokens_per_second": 100.0,
+        "latency_ms": 12.5,
+    },
+    "compressed": {
+        "layers": 4,
+        "parameters": 113_274_432,
+        "perplexity": {"wikitext2": 30.0, "python-docs": 12.0},
+        "accuracy": {},
+        "tokens_per_second": 120.0,
+        "latency_ms": 10.0,
+    },
+    "compress_seconds": 1.5,
+    "peak_memory_bytes": 1_000_000,
+    "groups": [[0], [1, 2], [3, 4], [5]],
+}
+
+
+def made(base_model: str = "org/base", metrics: dict[str, Any] = METRICS, **request: Any) -> ModelCard:
+    spec = JobSpec.model_validate({"model": "org/base", "layers": 4, **request})
+    return ModelCard(card(metrics, spec.as_request(), base_model))
+
+
+def test_the_metadata() -> None:
+    data = made(publish={"repo_id": "acme/base-flat4"}).data
+    assert data.base_model == "org/base"
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
+    assert "flattengpt" in data.tags
+    assert data.model_name == "acme/base-flat4"
+    results = {result.dataset_type: (result.metric_type, result.metric_value) for result in data.eval_results}
+    assert results == {"wikitext2": ("perplexity", 30.0), "python-docs": ("perplexity", 12.0)}
+
+
+def test_the_table_holds_both_models() -> None:
+    text = made().text
+    for row in (
+        "| layers | 6 | 4 | 0.67 |",
+        "| parameters | 134,515,008 | 113,274,432 | 0.84 |",
+        "| perplexity, wikitext2 | 20.00 | 30.00 | 1.50 |",
+        "| tokens/s | 100.0 | 120.0 | 1.20 |",
+        "| latency, ms | 12.5 | 10.0 | 0.80 |",
+    ):
+        assert row in text
+
+
+def test_how_it_was_made_and_how_to_load_it() -> None:
+    text = made(publish={"repo_id": "acme/base-flat4"}, recovery={"method": "lora"}).text
+    assert "0, 1+2, 3+4, 5" in text
+    assert "recovery: lora" in text
+    assert 'AutoModelForCausalLM.from_pretrained("acme/base-flat4")' in text
+    assert "# base-flat4\n" in text
+
+
+def test_a_local_model_is_no_base_model_on_the_hub() -> None:
+    assert made("smollm2").data.base_model is None
+    assert "smollm2 with 4 of its 6 decoder layers" in made("smollm2").text
+
+
+@pytest.mark.parametrize("missing", ["tokens_per_second", "latency_ms"])
+def test_what_was_not_measured_has_no_row(missing: str) -> None:
+    sides = {side: METRICS[side] | {missing: None} for side in ("dense", "compressed")}
+    word = {"tokens_per_second": "tokens/s", "latency_ms": "latency, ms"}[missing]
+    assert f"| {word} |" not in made(metrics=METRICS | sides).text
+
+
+def test_without_perplexities_there_are_no_results() -> None:
+    sides = {side: METRICS[side] | {"perplexity": {}} for side in ("dense", "compressed")}
+    assert not made(metrics=METRICS | sides).data.eval_results

@@ -1,0 +1,168 @@
+"""Compressing small real checkpoints: the result is a stock checkpoint, and what must not change does not."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flattengpt_core.compress import Compressed, compress_layers
+from flattengpt_core.errors import InvalidTarget
+from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model
+from flattengpt_core.progress import Silent
+from flattengpt_core.prune import regressed_channels, regressed_heads
+from flattengpt_core.walk import Pruner, walk
+from tests.tiny_models import tiny_checkpoint
+
+CPU = torch.device("cpu")
+FAMILIES = ["llama", "mistral", "qwen2"]
+METHODS = ["flattengpt", "flattengpt-paper", "shortgpt"]
+
+
+def calibration(seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 256, (6, 32), generator=generator) for _ in range(2)]
+
+
+def compress(source: Path, folder: Path, *, layers: int = 4, method: str = "flattengpt") -> tuple[Path, Compressed]:
+    checkpoint = Checkpoint(source)
+    writer = CheckpointWriter(checkpoint, folder / "work")
+    done = compress_layers(checkpoint, calibration(), writer, Silent(), layers=layers, method=method, device=CPU)
+    writer.assemble(folder / "out")
+    return folder / "out", done
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_result_is_a_stock_checkpoint(tmp_path: Path, family: str, method: str) -> None:
+    source = tiny_checkpoint(tmp_path / "dense", family)
+    out, done = compress(source, tmp_path, method=method)
+    dense, config = (json.loads((folder / "config.json").read_text()) for folder in (source, out))
+    assert config.pop("num_hidden_layers") == 4
+    assert dense.pop("num_hidden_layers") == 6
+    for lists in ("layer_types",):
+        assert len(config.pop(lists, [None] * 4)) == 4
+        dense.pop(lists, None)
+    assert config == dense
+    model = load_model(out, device=CPU, dtype=torch.float32)
+    assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1, 2, 3]
+    assert len(done.groups) == 4
+    assert torch.isfinite(model(torch.randint(0, 256, (1, 16))).logits).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_with_cache_equals_without(tmp_path: Path, family: str) -> None:
+    out, _ = compress(tiny_checkpoint(tmp_path / "dense", family), tmp_path)
+    model = load_model(out, device=CPU, dtype=torch.float32)
+    prompt = torch.randint(0, 256, (2, 8))
+    settings = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+    mask = torch.ones_like(prompt)
+    cached = model.generate(prompt, attention_mask=mask, use_cache=True, **settings)
+    assert torch.equal(cached, model.generate(prompt, attention_mask=mask, use_cache=False, **settings))
+
+
+def test_nothing_to_merge_leaves_every_bit(tmp_path: Path) -> None:
+    source = Checkpoint(tiny_checkpoint(tmp_path / "dense"))
+    writer = CheckpointWriter(source, tmp_path / "work")
+    pruner = Pruner(regressed_heads, regressed_channels)
+    merged = walk(source, [(i,) for i in range(6)], calibration(), pruner, writer, Silent(), device=CPU)
+    writer.assemble(tmp_path / "out")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("dense", "out"))
+    assert merged == []
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_layers_that_merge_with_none_keep_every_bit(tmp_path: Path) -> None:
+    out, done = compress(tiny_checkpoint(tmp_path / "dense"), tmp_path)
+    before, after = Checkpoint(tmp_path / "dense"), Checkpoint(out)
+    singles = [(position, group[0]) for position, group in enumerate(done.groups) if len(group) == 1]
+    assert singles
+    for position, layer in singles:
+        assert all(torch.equal(tensor, after.layer(position)[name]) for name, tensor in before.layer(layer).items())
+
+
+def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
+    out, _ = compress(tiny_checkpoint(tmp_path / "dense", tie_word_embeddings=True), tmp_path)
+    assert "lm_head.weight" not in load_file(out / "model.safetensors")
+    model = load_model(out, device=CPU, dtype=torch.float32)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_whole_key_value_groups_are_kept(tmp_path: Path) -> None:
+    """Each kept query head stands beside the key/value head it belonged to, in Hugging Face's order."""
+    out, done = compress(tiny_checkpoint(tmp_path / "dense", "qwen2"), tmp_path)
+    source, result, head_dim = Checkpoint(tmp_path / "dense"), Checkpoint(out), 8
+    for merged in done.merged:
+        position = done.groups.index(merged.members)
+        layer = result.layer(position)
+        members = [source.layer(index) for index in merged.members]
+        for place, unit in enumerate(merged.kv_groups):
+            member, group = members[unit // 2], unit % 2
+            for projection, heads in (("q_proj", 2), ("k_proj", 1), ("v_proj", 1)):
+                here = slice(place * heads * head_dim, (place + 1) * heads * head_dim)
+                there = slice(group * heads * head_dim, (group + 1) * heads * head_dim)
+                name = f"self_attn.{projection}"
+                folded = member[f"{name}.weight"][there] * member["input_layernorm.weight"]
+                assert torch.allclose(layer[f"{name}.weight"][here], folded)
+                assert torch.equal(layer[f"{name}.bias"][here], member[f"{name}.bias"][there])
+
+
+def test_dtype_is_kept(tmp_path: Path) -> None:
+    source = tiny_checkpoint(tmp_path / "float")
+    load_model(source, device=CPU, dtype=torch.bfloat16).save_pretrained(tmp_path / "dense")
+    out, _ = compress(tmp_path / "dense", tmp_path)
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_bytes(tmp_path: Path, method: str) -> None:
+    source = tiny_checkpoint(tmp_path / "dense")
+    first, _ = compress(source, tmp_path / "a", method=method)
+    second, _ = compress(source, tmp_path / "b", method=method)
+    assert digests(first) == digests(second)
+
+
+def test_regression_comes_closer_to_the_dense_model_than_the_published_method(tmp_path: Path) -> None:
+    source = tiny_checkpoint(tmp_path / "dense")
+    tokens = torch.cat(calibration())
+    with torch.no_grad():
+        expected = load_model(source, device=CPU, dtype=torch.float32).model(tokens).last_hidden_state
+        errors = {}
+        for method in ("flattengpt", "flattengpt-paper"):
+            out, _ = compress(source, tmp_path / method, method=method)
+            actual = load_model(out, device=CPU, dtype=torch.float32).model(tokens).last_hidden_state
+            errors[method] = (actual - expected).square().mean().item()
+    assert errors["flattengpt"] < 0.8 * errors["flattengpt-paper"]
+
+
+def test_groups_of_three(tmp_path: Path) -> None:
+    out, done = compress(tiny_checkpoint(tmp_path / "dense"), tmp_path, layers=2)
+    assert max(len(group) for group in done.groups) >= 3
+    assert Checkpoint(out).info.num_layers == 2
+
+
+def test_layers_of_different_kinds_refuse_a_target_too_low(tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention"] * 3
+    source = tiny_checkpoint(tmp_path / "dense", "qwen2", layer_types=kinds, use_sliding_window=True, sliding_window=8)
+    with pytest.raises(InvalidTarget, match="same kind"):
+        compress(source, tmp_path, layers=2)
+
+
+def test_many_shards_load_as_one(tmp_path: Path) -> None:
+    source = Checkpoint(tiny_checkpoint(tmp_path / "dense"))
+    writer = CheckpointWriter(source, tmp_path / "work")
+    for index in range(6):
+        writer.add_layer(source.layer(index), first_member=index)
+    writer.assemble(tmp_path / "out", shard_bytes=40_000)
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
+    ids = torch.randint(0, 256, (1, 16))
+    models = [load_model(tmp_path / name, device=CPU, dtype=torch.float32) for name in ("dense", "out")]
+    with torch.no_grad():
+        assert torch.equal(models[0](ids).logits, models[1](ids).logits)

@@ -1,0 +1,123 @@
+"""The request: what is refused, by which field, and what comes back out."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from flattengpt_core.methods import METHODS
+from jobs.spec import JobSpec
+
+FULL: dict[str, Any] = {
+    "model": "org/name",
+    "revision": "v1.0",
+    "method": "flattengpt",
+    "sparsity": 0.2,
+    "layers": None,
+    "calibration": {"dataset": "wikitext2", "samples": 128, "sequence_length": 2048, "seed": 0},
+    "recovery": {"method": "none", "steps": 500, "rank": 8, "learning_rate": 1e-4},
+    "evaluation": {
+        "perplexity": ["wikitext2"],
+        "tasks": [],
+        "sequence_length": 512,
+        "windows": None,
+        "benchmark": True,
+    },
+    "publish": {"repo_id": "org/name-flat24", "private": True},
+    "dtype": "auto",
+    "labels": {"team": "search"},
+}
+
+
+def refused_fields(**changes: Any) -> list[str]:
+    """The dotted names of the fields that a request is refused for."""
+    with pytest.raises(ValidationError) as refusal:
+        JobSpec.model_validate({"model": "org/name", "layers": 4} | changes)
+    return [".".join(str(part) for part in error["loc"]) for error in refusal.value.errors()]
+
+
+def test_a_full_request_comes_back_unchanged() -> None:
+    assert JobSpec.model_validate(FULL).as_request() == FULL
+
+
+def test_defaults_are_filled_in() -> None:
+    request = JobSpec(model="org/name", sparsity=0.2).as_request()
+    assert request == FULL | {"revision": "main", "publish": None, "labels": {}}
+    assert JobSpec.model_validate(request).as_request() == request
+
+
+def test_cannot_be_changed(spec: JobSpec) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.layers = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_knows_every_method(method: str) -> None:
+    assert JobSpec(model="org/name", layers=4, method=method).method == method
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValidationError, match="flattengpt-paper"):
+        JobSpec(model="org/name", layers=4, method="magic")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"), [({}, "neither is given"), ({"sparsity": 0.2, "layers": 4}, "both are given")]
+)
+def test_exactly_one_target(target: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=f"exactly one of sparsity and layers: {said}"):
+        JobSpec.model_validate({"model": "org/name", **target})
+
+
+@pytest.mark.parametrize("sparsity", [0, 1, -0.1, 1.5, float("nan"), float("inf"), "much"])
+def test_sparsity_is_a_share(sparsity: Any) -> None:
+    assert refused_fields(layers=None, sparsity=sparsity) == ["sparsity"]
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("model", {"model": ""}),
+        ("model", {"model": "org/" + "n" * 300}),
+        ("model", {"model": "local:a\0b"}),
+        ("revision", {"revision": "-rf"}),
+        ("revision", {"revision": "a b"}),
+        ("method", {"method": 3}),
+        ("layers", {"layers": 0}),
+        ("layers", {"layers": 2.5}),
+        ("calibration.samples", {"calibration": {"samples": 0}}),
+        ("calibration.samples", {"calibration": {"samples": 4097}}),
+        ("calibration.sequence_length", {"calibration": {"sequence_length": 15}}),
+        ("calibration.seed", {"calibration": {"seed": -1}}),
+        ("calibration.dataset", {"calibration": {"dataset": "../etc/passwd"}}),
+        ("recovery.method", {"recovery": {"method": "distill"}}),
+        ("recovery.steps", {"recovery": {"steps": 0}}),
+        ("recovery.rank", {"recovery": {"rank": 0}}),
+        ("recovery.learning_rate", {"recovery": {"learning_rate": 0}}),
+        ("evaluation.perplexity", {"evaluation": {"perplexity": ["wikitext2"] * 9}}),
+        ("evaluation.perplexity.0", {"evaluation": {"perplexity": ["/etc/passwd"]}}),
+        ("evaluation.tasks", {"evaluation": {"tasks": ["piqa"]}}),
+        ("evaluation.windows", {"evaluation": {"windows": 0}}),
+        ("publish.repo_id", {"publish": {"repo_id": "no-organisation"}}),
+        ("publish.repo_id", {"publish": {"repo_id": "org/naïve"}}),
+        ("publish.repo_id", {"publish": {}}),
+        ("dtype", {"dtype": "int8"}),
+        ("labels", {"labels": {f"k{n}": "" for n in range(17)}}),
+        ("labels.a b.[key]", {"labels": {"a b": "x"}}),
+        ("labels.a", {"labels": {"a": "x\0"}}),
+        ("labels.a", {"labels": {"a": "x" * 513}}),
+        ("labels.a", {"labels": {"a": {"nested": True}}}),
+        ("webhook", {"webhook": {"url": "https://example.org"}}),
+        ("calibration.sample", {"calibration": {"sample": 3}}),
+        ("publish.token", {"publish": {"repo_id": "org/name", "token": "hf_secret"}}),
+    ],
+)
+def test_refusals_name_the_field(field: str, changes: dict[str, Any]) -> None:
+    assert refused_fields(**changes) == [field]
+
+
+def test_the_examples_of_the_schema_are_valid() -> None:
+    examples = JobSpec.model_json_schema()["examples"]
+    assert len(examples) >= 2
+    for example in examples:
+        JobSpec.model_validate(example)

@@ -1,0 +1,42 @@
+"""The Celery application, for `celery -A worker.app worker -P prefork -c 1`. Imports no torch."""
+
+import os
+import signal
+import socket
+
+import billiard
+from celery.signals import worker_shutting_down
+
+from jobs.broker import TASK, make_celery
+from jobs.database import make_engine
+from jobs.logs import configure_logs
+from jobs.settings import Settings
+from jobs.store import JobStore
+from worker.parent import Parent
+
+configure_logs()
+settings = Settings()
+app = make_celery(settings)
+
+# Made before the pool forks, so that Celery's main process can tell the process that runs the task to stop.
+stopping = billiard.Event()
+
+
+@worker_shutting_down.connect
+def stop_children(**_: object) -> None:
+    """Celery waits for a running task on shutdown; the task must hear of it to hand its job back."""
+    stopping.set()
+
+
+@app.task(name=TASK)
+def compress(job_id: str) -> None:
+    """Work on the job, then on whatever else is queued: the message only wakes, the database says what to do."""
+    # A signal to the whole service, as systemd sends it, reaches this process too, and must not kill it first.
+    usual = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    engine = make_engine(settings.database)
+    try:
+        name = f"{socket.gethostname()}:{os.getppid()}"
+        Parent(JobStore(engine), settings, name, stopping.is_set).work_from(job_id)
+    finally:
+        engine.dispose()
+        signal.signal(signal.SIGTERM, usual)

@@ -1,0 +1,94 @@
+"""What a failed request to the Hub means: the reason in words, and whether another try can help.
+
+The client's own error texts, which quote what servers said, never get past this module.
+"""
+
+from dataclasses import dataclass
+
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # lazily exported
+
+LONGEST_PAUSE_SECONDS = 300
+"""A Hub that asks for a longer pause ends the tries."""
+
+_PASSING = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})
+"""Answers worth another try; after 409 and 412 it looks at the repository anew, and refuses or goes on."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """reason: ends a sentence. pause: True for the usual pause before another try, seconds, or False for no other."""
+
+    reason: str
+    pause: bool | float
+
+
+def explain(error: Exception, *, host: str, namespace: str) -> Failure:
+    """What `error`, from the Hub's client, means for an upload to `namespace` on `host`."""
+    answer = _http_error(error)
+    if answer is not None:
+        wait = _asked_pause(answer)
+        status = answer.response.status_code
+        return Failure(_reason(status, wait, host, namespace), _pause(status, wait))
+    match error:
+        case HFValidationError():
+            return Failure("that is no valid repository name; see the Hub's rules for names.", False)
+        case OSError(strerror=str(problem)) if not isinstance(error, ConnectionError | TimeoutError):
+            return Failure(f"a file of the result cannot be read ({problem}).", False)
+        case _:
+            return Failure(
+                f"the exchange with {host} broke off ({type(error).__name__}): check the worker's network and "
+                "HF_ENDPOINT; a Hub without Xet storage needs HF_HUB_DISABLE_XET=1.",
+                True,
+            )
+
+
+def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
+    """The Hub's answer behind `error`; the client wraps those that come from its threads."""
+    while error is not None and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__
+    return error
+
+
+def _asked_pause(answer: HfHubHTTPError) -> int | None:
+    """The seconds that the Hub asks to wait, if it does."""
+    headers = answer.response.headers
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    retry_after = headers.get("retry-after", "")
+    return int(retry_after) if retry_after.isdecimal() else None
+
+
+def _pause(status: int, wait: int | None) -> bool | float:
+    if status not in _PASSING:
+        return False
+    if wait is None:
+        return True
+    return False if wait > LONGEST_PAUSE_SECONDS else float(wait)
+
+
+def _reason(status: int, wait: int | None, host: str, namespace: str) -> str:
+    match status:
+        case 401:
+            return f"{host} does not accept the worker's token (401): HF_TOKEN is wrong, expired or revoked."
+        case 402:
+            return f"{host} asks for payment (402): the storage is used up, or the account's plan does not allow this."
+        case 403:
+            return (
+                f"the worker's token may not write there (403): give HF_TOKEN write access to {namespace}, or choose "
+                "a place that it may write to."
+            )
+        case 404:
+            return f"{host} does not find it (404): check the name, and that HF_TOKEN may see and write it."
+        case 409:
+            return f"{host} says that it exists already (409), and the worker's token cannot see it."
+        case 412:
+            return "someone else commits to it at the same time (412)."
+        case 429:
+            when = "later" if wait is None else f"in {wait} s"
+            return f"{host} limits the worker's requests (429): it may be tried again {when}."
+        case _ if status >= 500:
+            return f"{host} is in trouble ({status}): try again later."
+        case _:
+            return f"{host} refused the upload ({status})."

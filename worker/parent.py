@@ -1,0 +1,101 @@
+"""The parent's side of a job: take it, start the child, keep the lease honest, record how the child ended.
+
+Imports no torch. The child writes progress and a good end itself; the parent speaks up only when it cannot.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from jobs.errors import LeaseLost
+from jobs.records import Lease
+from jobs.settings import Settings
+from jobs.states import JobStatus
+from jobs.store import JobStore, patiently
+from worker.child_process import ChildProcess, Exit
+from worker.exit_codes import ExitCode
+from worker.heartbeat import Heartbeat
+from worker.places import clear_work, log_file
+
+Command = Callable[[Lease], Sequence[str]]
+
+
+def child_command(lease: Lease) -> Sequence[str]:
+    """What runs one attempt of a job."""
+    return (sys.executable, "-m", "worker.run", lease.job_id, str(lease.attempt))
+
+
+class Parent:
+    """One worker's loop over jobs, one at a time.
+
+    Args:
+        name: what this worker is called in the job's row.
+        stopping: whether the worker has been told to stop.
+        command: what runs an attempt.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        settings: Settings,
+        name: str,
+        stopping: Callable[[], bool],
+        command: Command = child_command,
+    ) -> None:
+        self._store, self._settings, self._name = store, settings, name
+        self._stopping, self._command = stopping, command
+
+    def work_from(self, job_id: str) -> None:
+        """Run the job if it is still queued, then every other queued job, until none is left or the worker stops."""
+        next_id: str | None = job_id
+        while next_id is not None:
+            if self._stopping():
+                self._store.ring_again(next_id)  # for another worker
+                return
+            lease = self._store.take(next_id, worker=self._name, lease_seconds=self._settings.lease_seconds)
+            if lease is not None:
+                self._run(lease)
+            next_id = self._store.next_queued()
+
+    def _run(self, lease: Lease) -> None:
+        log = structlog.get_logger().bind(job_id=lease.job_id, attempt=lease.attempt)
+        log.info("attempt started", worker=self._name)
+        clear_work(self._settings, lease.job_id)
+        child = ChildProcess(self._command(lease), log_file(self._settings, lease))
+        try:
+            ended, stopped = self._watch(lease, child)
+            status = self._settle(lease, ended, stopped)
+            log.info("attempt ended", code=ended.code, status=status.value)
+        except LeaseLost as error:
+            log.warning("the attempt is over", reason=error.message)
+        finally:
+            child.stop(self._settings.stop_grace_seconds)
+            clear_work(self._settings, lease.job_id)
+
+    def _watch(self, lease: Lease, child: ChildProcess) -> tuple[Exit, bool]:
+        """How the child ended, and whether it had been told to stop. Raises LeaseLost."""
+        heartbeat, killed_at = Heartbeat(self._store, lease, self._settings), None
+        while (ended := child.wait(self._settings.poll_seconds)) is None:
+            cancelling = heartbeat.beat() is JobStatus.CANCELLING
+            if killed_at is None and (cancelling or self._stopping()):
+                child.signal_group(signal.SIGTERM)
+                killed_at = time.monotonic() + self._settings.stop_grace_seconds
+            elif killed_at is not None and time.monotonic() > killed_at:
+                child.signal_group(signal.SIGKILL)
+        return ended, killed_at is not None
+
+    @patiently
+    def _settle(self, lease: Lease, ended: Exit, stopped: bool) -> JobStatus:
+        """Record an end that the child has not recorded itself. Raises LeaseLost."""
+        job = self._store.get(lease.job_id)
+        if job.ended or job.attempt != lease.attempt:
+            return job.status
+        if job.status is JobStatus.CANCELLING:
+            self._store.cancelled(lease)
+            return JobStatus.CANCELLED
+        if stopped or ended.code == ExitCode.STOPPED:
+            return self._store.hand_back(lease, reason="the worker was told to stop")
+        return self._store.died(lease, reason=ended.reason, max_attempts=self._settings.max_attempts)
