@@ -107,9 +107,7 @@ def _answer(
         errors=errors or [],
         retryable=retryable,
     )
-    return JSONResponse(
-        problem.model_dump(), status, media_type=MEDIA_TYPE, headers=dict(headers) if headers else None
-    )
+    return JSONResponse(problem.model_dump(), status, media_type=MEDIA_TYPE, headers=dict(headers) if headers else None)
 
 
 def _field_error(entry: Mapping[str, Any]) -> FieldError:

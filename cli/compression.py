@@ -4,11 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress as Bar
-from rich.progress import TaskID
-
 from cli.fetch import fetch
-from cli.screen import err, progress_bar
+from cli.screen import progress_bar
+from cli.stage_bars import StageBars
 from flattengpt_core.checkpoint import inspect
 from flattengpt_core.depth import layers_to_keep
 from flattengpt_core.options import Calibration, Evaluation, Recovery
@@ -59,32 +57,7 @@ def compress_here(
             ),
             device=device,
             dtype=spec.dtype,
-            progress=_StageBars(bar),
+            progress=StageBars(bar),
             request=spec.as_request(),
             base_model=spec.model.removeprefix("local:"),
         )
-
-
-class _StageBars:
-    """A `flattengpt_core.progress.Progress` with one bar a stage."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._task: TaskID | None = None
-
-    def stage(self, name: str) -> None:
-        self._finish()
-        self._task = self._bar.add_task(name, total=None)
-        if not err.is_terminal:
-            err.print(name)
-
-    def step(self, done: int, total: int) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
-
-    def event(self, type: str, **data: Any) -> None: ...
-
-    def _finish(self) -> None:
-        if self._task is not None:
-            total = self._bar.tasks[-1].total or 1
-            self._bar.update(self._task, total=total, completed=total)

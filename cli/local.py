@@ -9,6 +9,7 @@ from cli import options
 from cli.errors import BadUsage
 from cli.options import Json
 from cli.screen import err, metrics_table, out, print_json
+from flattengpt_core.options import Evaluation
 from flattengpt_core.texts import PYTHON_DOCS, TEXTS
 from jobs.settings import Settings
 
@@ -96,10 +97,7 @@ def evaluate(
 
     metrics = evaluate_here(
         model,
-        texts=text or [PYTHON_DOCS],
-        limit=limit,
-        sequence_length=sequence_length,
-        benchmark=benchmark,
+        Evaluation(tuple(text or [PYTHON_DOCS]), sequence_length=sequence_length, windows=limit, benchmark=benchmark),
         revision=revision,
         device=device,
         settings=Settings(),

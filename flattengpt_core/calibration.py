@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from flattengpt_core.errors import CalibrationNotFound
+from flattengpt_core.options import Evaluation
 from flattengpt_core.texts import load_text
 
 FOLDS = 2
@@ -23,6 +24,25 @@ def cut_windows(ids: Tensor, length: int) -> Tensor:
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     """The text's token ids (tokens,), int64, without special tokens."""
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+
+
+def evaluation_windows(tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation) -> dict[str, Tensor]:
+    """The windows (n, length) of the held-out part of each text that `evaluation` names.
+
+    Raises:
+        CalibrationNotFound: a text is missing or holds less than one window.
+    """
+    length = evaluation.sequence_length
+    windows = {}
+    for name in evaluation.perplexity:
+        windows[name] = cut_windows(token_ids(tokenizer, load_text(name, "evaluation")), length)
+        if not len(windows[name]):
+            raise CalibrationNotFound(
+                f"The text {name!r} is shorter than one window of {length} tokens: use a longer text or a shorter "
+                "sequence_length.",
+                field="evaluation.sequence_length",
+            )
+    return windows
 
 
 class TextWindows:

@@ -6,6 +6,7 @@ one. Knows nothing of compression.
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from transformers.masking_utils import create_masks_for_generate
 
 from flattengpt_core.families import GATE, KEY, QUERY
 from flattengpt_core.flatten import LayerWeights
+
+DecoderLayer = Any
+"""A decoder layer of transformers; the families' classes share no base that names their sublayers."""
 
 CHUNK_TOKENS = 4096
 """Tokens that run through a layer at once: enough to fill the cores, small beside a layer's weights."""
@@ -51,7 +55,7 @@ class Decoder:
         kinds = getattr(self.config, "layer_types", None)
         return kinds[index] if kinds else "attention"
 
-    def layer(self, weights: LayerWeights, index: int) -> nn.Module:
+    def layer(self, weights: LayerWeights, index: int) -> DecoderLayer:
         """A layer with these weights, as many heads and channels as they hold, in place of layer `index`."""
         config = copy.deepcopy(self.config)
         config.head_dim = self.head_dim
@@ -68,7 +72,7 @@ class Decoder:
         for start in range(0, len(hidden), self.windows_per_chunk):
             yield slice(start, start + self.windows_per_chunk)
 
-    def attend(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+    def attend(self, layer: DecoderLayer, hidden: Tensor) -> Tensor:
         """The attention sublayer's output for the residual stream `hidden` (chunk, length, width)."""
         output, _ = layer.self_attn(
             hidden_states=layer.input_layernorm(hidden),
@@ -77,7 +81,7 @@ class Decoder:
         )
         return output
 
-    def transform(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+    def transform(self, layer: DecoderLayer, hidden: Tensor) -> Tensor:
         """The MLP sublayer's output for the residual stream `hidden` (chunk, length, width)."""
         return layer.mlp(layer.post_attention_layernorm(hidden))
 
@@ -89,13 +93,13 @@ class Decoder:
             after[chunk] = between + self.transform(layer, between)
         return after
 
-    def _mask(self, layer: nn.Module) -> Tensor | None:
+    def _mask(self, layer: DecoderLayer) -> Tensor | None:
         if isinstance(self._masks, dict):
             return self._masks[self.kind(layer.self_attn.layer_idx)]
         return self._masks
 
 
-def without_outputs(layer: nn.Module) -> nn.Module:
+def without_outputs(layer: DecoderLayer) -> DecoderLayer:
     """Let the layer's sublayers return what enters o_proj and down_proj instead of what leaves them.
 
     Then `Decoder.attend` gives the heads' concatenated outputs and `Decoder.transform` the MLP's channels.

@@ -26,7 +26,7 @@ def convert(gguf: Path, folder: Path, *, dtype: torch.dtype = torch.float32) -> 
     if loaded.config.model_type != info.family.model_type:
         raise UnsupportedModel(f"{gguf.name} holds a {loaded.config.model_type} model.", field="model")
     entries = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
-    plain = type(loaded)(type(loaded.config).from_dict(entries)).to(dtype)
+    plain = type(loaded)(type(loaded.config).from_dict(entries)).to(dtype)  # type: ignore[arg-type]  # wrapped without torch's overloads
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     aside = folder.with_name(folder.name + ".partial")

@@ -93,7 +93,7 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Pre
         trust_remote_code=False,
         use_safetensors=True,
     )
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[arg-type]  # wrapped without torch's overloads
 
 
 class CheckpointWriter:

@@ -7,25 +7,22 @@ import resource
 import shutil
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flattengpt_core import gguf
-from flattengpt_core.calibration import TextWindows, cut_windows, token_ids
+from flattengpt_core.calibration import TextWindows, evaluation_windows
 from flattengpt_core.card import card
 from flattengpt_core.compress import compress_layers
-from flattengpt_core.evaluate import compare_speed, perplexity
+from flattengpt_core.evaluate import measure
 from flattengpt_core.manifest import move_into_place, write_manifest
 from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model, replace_weights
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.progress import Progress
 from flattengpt_core.recover import lora_recover
-from flattengpt_core.texts import load_text
-
-SPEED_UNITS = 8
-"""How many evaluation windows one repeat of the speed test counts for in the progress."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,10 +67,7 @@ def compress(
     progress.stage("loading")
     source = Checkpoint(_as_folder(model, aside / "source"))
     tokenizer = source.tokenizer()
-    reported = {
-        name: cut_windows(token_ids(tokenizer, load_text(name, "evaluation")), evaluation.sequence_length)
-        for name in evaluation.perplexity
-    }
+    reported = evaluation_windows(tokenizer, evaluation)
 
     progress.stage("calibrating")
     text = TextWindows(tokenizer, calibration.dataset, length=calibration.sequence_length, seed=calibration.seed)
@@ -93,7 +87,9 @@ def compress(
 
     progress.stage("evaluating")
     metrics = {
-        **_evaluate(source.folder, result, reported, evaluation, where, progress),
+        **measure(
+            {"dense": source.folder, "compressed": result}, reported, evaluation, device=where, progress=progress
+        ),
         "compress_seconds": compress_seconds,
         "peak_memory_bytes": peak_memory_bytes(where),
         "groups": [list(group) for group in done.groups],
@@ -103,6 +99,21 @@ def compress(
     move_into_place(result, out)
     shutil.rmtree(aside, ignore_errors=True)
     return metrics
+
+
+def evaluate(model: Path, evaluation: Evaluation, *, device: str, progress: Progress) -> dict[str, Any]:
+    """Measure the checkpoint folder or .gguf file `model`: the metrics that `compress` gives of each of its two.
+
+    Raises:
+        FlattenGPTError: the model or a text cannot be used.
+    """
+    with TemporaryDirectory() as scratch:
+        progress.stage("loading")
+        source = Checkpoint(_as_folder(model, Path(scratch) / "source"))
+        texts = evaluation_windows(source.tokenizer(), evaluation)
+        progress.stage("evaluating")
+        folders = {"model": source.folder}
+        return measure(folders, texts, evaluation, device=pick_device(device), progress=progress)["model"]
 
 
 def pick_device(device: str) -> torch.device:
@@ -141,47 +152,3 @@ def _recover(
         progress=progress,
     )
     replace_weights(Checkpoint(result), model.state_dict())
-
-
-def _evaluate(
-    dense: Path,
-    compressed: Path,
-    reported: dict[str, Tensor],
-    evaluation: Evaluation,
-    device: torch.device,
-    progress: Progress,
-) -> dict[str, dict[str, Any]]:
-    """`dense` and `compressed` metrics, measured in one process on the same windows."""
-    names = {"dense": dense, "compressed": compressed}
-    models = {name: load_model(folder, device=device, dtype=torch.float32) for name, folder in names.items()}
-    metrics: dict[str, dict[str, Any]] = {
-        name: {
-            "layers": Checkpoint(names[name]).info.num_layers,
-            "parameters": Checkpoint(names[name]).info.parameters,
-            "perplexity": {},
-            "accuracy": {},
-            "tokens_per_second": None,
-            "latency_ms": None,
-        }
-        for name in names
-    }
-    units = len(models) * sum(len(windows[: evaluation.windows]) for windows in reported.values())
-    units += evaluation.benchmark_repeats * SPEED_UNITS if evaluation.benchmark else 0
-    done = 0
-    for text, windows in reported.items():
-        for name, model in models.items():
-            chosen, before = windows[: evaluation.windows], done
-            metrics[name]["perplexity"][text] = perplexity(
-                model, chosen, lambda at, _, before=before: progress.step(before + at, units)
-            )
-            done += len(chosen)
-    if evaluation.benchmark:
-        speeds = compare_speed(
-            list(models.values()),
-            repeats=evaluation.benchmark_repeats,
-            on_repeat=lambda at, _: progress.step(done + at * SPEED_UNITS, units),
-        )
-        for name, speed in zip(models, speeds, strict=True):
-            metrics[name]["tokens_per_second"] = speed.tokens_per_second
-            metrics[name]["latency_ms"] = speed.latency_ms
-    return metrics

@@ -6,6 +6,7 @@ float32 and summed in float64, so that more calibration tokens cost no more memo
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Moments:
     @classmethod
     def zeros(cls, features: int, width: int, device: torch.device) -> "Moments":
         """The moments of no token."""
-        options = {"dtype": torch.float64, "device": device}
+        options: dict[str, Any] = {"dtype": torch.float64, "device": device}
         return cls(
             torch.zeros(features, features, **options),
             torch.zeros(features, width, **options),
@@ -47,9 +48,7 @@ class Moments:
 
     def restricted(self, kept: Tensor) -> "Moments":
         """The moments of the features at the indices `kept` alone."""
-        return replace(
-            self, gram=self.gram[kept][:, kept], cross=self.cross[kept], magnitude=self.magnitude[kept]
-        )
+        return replace(self, gram=self.gram[kept][:, kept], cross=self.cross[kept], magnitude=self.magnitude[kept])
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(

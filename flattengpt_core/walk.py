@@ -103,9 +103,7 @@ class _GroupStep:
         self.members = [source.layer(index) for index in group]
         self.wide = {
             name: tensor.to(decoder.device)
-            for name, tensor in flatten(
-                [{k: v.float() for k, v in member.items()} for member in self.members]
-            ).items()
+            for name, tensor in flatten([{k: v.float() for k, v in member.items()} for member in self.members]).items()
         }
         self.config = source.config
 

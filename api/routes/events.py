@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
@@ -63,7 +64,7 @@ async def _stream(parts: State, job_id: str, after: int) -> AsyncIterator[Server
     while True:
         # The job first: an end seen here has all its events in the query that follows.
         job = await run_sync(parts.store.get, job_id)
-        for event in await run_sync(lambda: parts.store.events(job_id, after=after)):
+        for event in await run_sync(partial(parts.store.events, job_id, after=after)):
             yield _encoded(event)
             after = event.seq
         if job.ended and after >= job.last_event:

@@ -22,7 +22,9 @@ class Health(BaseModel):
 class Families(BaseModel):
     """What can be asked for."""
 
-    families: dict[str, str] = Field(description="Model type to architecture.", examples=[{"llama": "LlamaForCausalLM"}])
+    families: dict[str, str] = Field(
+        description="Model type to architecture.", examples=[{"llama": "LlamaForCausalLM"}]
+    )
     methods: dict[str, str]
     texts: dict[str, str]
 

@@ -1,6 +1,7 @@
 """ShortGPT (Men et al., arXiv 2403.03853): remove the layers that change their input least, in one shot."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,10 +14,7 @@ def block_influence(states: Sequence[Tensor]) -> Tensor:
         states: the L + 1 hidden states before, between and after the layers, each (tokens, width) of unit length.
     """
     return torch.stack(
-        [
-            1 - torch.linalg.vecdot(before.float(), after.float()).mean()
-            for before, after in zip(states[:-1], states[1:], strict=True)
-        ]
+        [1 - torch.linalg.vecdot(before.float(), after.float()).mean() for before, after in pairwise(states)]
     )
 
 

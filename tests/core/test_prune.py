@@ -67,7 +67,7 @@ def test_leverage_is_the_diagonal_of_the_smoother(data: tuple[torch.Tensor, torc
 
 
 def test_nystrom_tends_to_least_squares(data: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-    z, y, weight = data
+    z, _, weight = data
     rows = torch.tensor([0, 2, 3, 7, 8])
     gram = z.double().T @ z.double()
     expected = numpy.linalg.lstsq(z[:, rows].double().numpy(), (z.double() @ weight).numpy(), rcond=None)[0]

@@ -22,7 +22,11 @@ print(s.model_dump_json(), s.database, s.artifacts, s.embedded, s.models_dir, se
 def seen(**env: str) -> tuple[dict[str, Any], list[str]]:
     """The settings of a process with this environment, as they print themselves, and what follows from them."""
     done = subprocess.run(
-        [sys.executable, "-c", SHOW], env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", SHOW],
+        env={"PATH": os.environ["PATH"], **env},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     first, *rest = done.stdout.splitlines()
     return json.loads(first), rest

@@ -31,6 +31,6 @@ def test_sources_is_the_table_read_backwards() -> None:
 
 
 def test_every_stage_has_its_share_of_the_progress() -> None:
-    assert STAGES == (*CORE_STAGES, "publishing")
+    assert (*CORE_STAGES, "publishing") == STAGES
     assert tuple(WEIGHTS) == STAGES
     assert abs(sum(WEIGHTS.values()) - 1) < 1e-9
