@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from api import problems
 from api.body_limit import BodyLimit
+from api.host_guard import HostGuard
 from api.routes import artifacts, events, jobs, service
 from api.state import State
 from jobs.artifacts import ArtifactStore
@@ -18,8 +18,6 @@ from jobs.database import make_engine
 from jobs.errors import ConfigurationError
 from jobs.settings import Settings
 from jobs.store import JobStore
-
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 _DESCRIPTION = """
 Send `POST /jobs` with a model and a target size, follow the job, and get back a stock checkpoint with fewer layers,
@@ -50,11 +48,12 @@ def create_app(settings: Settings) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        responses=problems.responses(400),
     )
     app.state.parts = State(settings, JobStore(engine), ArtifactStore(settings.artifacts), make_announcer(settings))
     problems.install(app)
     # Without keys the loopback address is the only guard: a page in a browser must not get past it by DNS rebinding.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK_HOSTS), www_redirect=False)
+    app.add_middleware(HostGuard)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     for module in (jobs, events, artifacts, service):
         app.include_router(module.router)
@@ -75,6 +74,10 @@ def _describe_problems(app: FastAPI) -> None:
             problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(problem.pop("$defs"))
             schemas["Problem"] = problem
+            for operation in (entry for path in schema["paths"].values() for entry in path.values()):
+                # FastAPI's own entry, on routes whose parameters cannot be invalid.
+                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                    del operation["responses"]["422"]
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
-from sqlalchemy.exc import InterfaceError, OperationalError
+from pydantic import BaseModel, BeforeValidator, Field
+from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, InterfaceError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from flattengpt_core.errors import FlattenGPTError
@@ -19,12 +19,15 @@ MEDIA_TYPE = "application/problem+json"
 
 log = structlog.get_logger()
 
+# Half a surrogate pair, which JSON may hold, is no UTF-8.
+Text = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode())]
+
 
 class FieldError(BaseModel):
     """What is wrong with one field of the request; nested fields are joined by dots."""
 
-    field: str = Field(examples=["calibration.samples"])
-    message: str = Field(examples=["Input should be less than or equal to 4096"])
+    field: Text = Field(examples=["calibration.samples"])
+    message: Text = Field(examples=["Input should be less than or equal to 4096"])
 
 
 class Problem(BaseModel):
@@ -33,8 +36,8 @@ class Problem(BaseModel):
     type: str = Field(examples=["urn:flattengpt:problem:invalid_request"])
     title: str = Field(examples=["The request is not valid"])
     status: int = Field(examples=[422])
-    detail: str = Field(examples=["sparsity: Input should be less than 1"])
-    instance: str = Field(examples=["/jobs"])
+    detail: Text = Field(examples=["sparsity: Input should be less than 1"])
+    instance: Text = Field(examples=["/jobs"])
     code: str = Field(examples=["invalid_request"])
     errors: list[FieldError] = []
     retryable: bool = False
@@ -43,12 +46,19 @@ class Problem(BaseModel):
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem documents a route can answer with, for its OpenAPI entry."""
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": _REFERENCE}}}
-        for status in statuses
+        status: {"description": _phrase(status), "content": {MEDIA_TYPE: {"schema": _REFERENCE}}} for status in statuses
     }
 
 
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
+_PHRASES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+"""What RFC 9110 calls them, for Python before 3.13: a problem's code must not depend on it."""
+
+
+def refusal(request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The problem document of a status that needs no code of its own: the code is the status's name."""
+    phrase = _phrase(status)
+    return _answer(request, status, phrase.lower().replace(" ", "_").replace("-", "_"), phrase, detail, headers=headers)
 
 
 def install(app: FastAPI) -> None:
@@ -68,17 +78,19 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
-        phrase = HTTPStatus(error.status_code).phrase
-        code = phrase.lower().replace(" ", "_").replace("-", "_")
-        detail = str(error.detail) if error.detail else phrase
-        return _answer(request, error.status_code, code, phrase, detail, headers=error.headers)
+        return refusal(request, error.status_code, str(error.detail), error.headers)
 
-    @app.exception_handler(OperationalError)
+    @app.exception_handler(DatabaseError)
     @app.exception_handler(InterfaceError)
+    @app.exception_handler(TimeoutError)
     def no_database(request: Request, error: Exception) -> JSONResponse:
-        log.error("database unreachable", error=type(error).__name__)
+        # Not the driver's words, which may hold addresses and values.
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        log.error("database unusable", error=type(cause).__name__)
         return known(request, NotReady("The database does not answer; try again in a moment."))
 
+    @app.exception_handler(DataError)
+    @app.exception_handler(IntegrityError)
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.exception("unexpected error", path=request.url.path)
@@ -110,9 +122,17 @@ def _answer(
     return JSONResponse(problem.model_dump(), status, media_type=MEDIA_TYPE, headers=dict(headers) if headers else None)
 
 
+def _phrase(status: int) -> str:
+    return _PHRASES.get(status) or HTTPStatus(status).phrase
+
+
 def _field_error(entry: Mapping[str, Any]) -> FieldError:
-    """The field without the words that say where it stood (body, query ...)."""
-    location = [str(part) for part in entry["loc"] if part not in ("body", "query", "header", "path")]
+    """The field without the word that says where it stood (body, query ...)."""
+    if entry["type"] == "json_invalid":
+        return FieldError(
+            field="body", message=f"not valid JSON: {entry['ctx']['error']} at character {entry['loc'][-1]}"
+        )
+    location = [str(part) for part in entry["loc"][1:]]
     message = str(entry["msg"]).removeprefix("Value error, ")
     if not location:
         # A check across fields names the one it is about first.
