@@ -1,13 +1,14 @@
 """Checks a request against the model it names, before any work: a job that cannot succeed is refused at once."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
 from flattengpt_core import families
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
 from flattengpt_core.depth import layers_to_keep
-from flattengpt_core.errors import CalibrationNotFound
+from flattengpt_core.errors import CalibrationNotFound, UnsupportedModel
 from flattengpt_core.hub import HubUnreachable, look_up
 from flattengpt_core.texts import TEXTS
 from jobs.settings import Settings
@@ -42,9 +43,19 @@ def admit(spec: JobSpec, settings: Settings) -> Admission:
     except HubUnreachable as error:
         log.warning("the Hub could not be asked", model=spec.model, error=str(error))
         return Admission(commit=None)
-    families.family_of(found.config)
-    layers_to_keep(int(found.config["num_hidden_layers"]), sparsity=spec.sparsity, layers=spec.layers)
+    layers_to_keep(_layers_of(found.config, spec.model), sparsity=spec.sparsity, layers=spec.layers)
     return Admission(commit=found.commit)
+
+
+def _layers_of(config: Any, model: str) -> int:
+    """The number of layers that a config.json of the Hub promises; its weights are checked when they are there."""
+    if not isinstance(config, dict):
+        raise UnsupportedModel(f"config.json of {model} is not a JSON object.", field="model")
+    families.family_of(config)
+    layers = config.get("num_hidden_layers")
+    if not isinstance(layers, int) or layers < 1:
+        raise UnsupportedModel(f"config.json of {model} has no valid num_hidden_layers ({layers!r}).", field="model")
+    return layers
 
 
 def _check_texts(spec: JobSpec) -> None:

@@ -43,7 +43,13 @@ def events(
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only events with a greater `seq`.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="Events a page; a stream has no limit.")] = 100,
     last_event_id: Annotated[
-        int | None, Header(ge=0, le=2**31 - 1, description="Where a broken stream goes on; wins over `after`.")
+        int | None,
+        Header(
+            alias="Last-Event-ID",
+            ge=0,
+            le=2**31 - 1,
+            description="Where a broken stream goes on; wins over `after`.",
+        ),
     ] = None,
 ) -> EventPage | Response:
     """The job's events in order. Ask for `text/event-stream` to be told of each as it happens."""

@@ -18,6 +18,10 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 _LOCATION: dict[str, Any] = {"headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}}}
 
 
+# PostgreSQL cannot look for NUL.
+_PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+
+
 def _label(label: str) -> str:
     if not all(label.partition(":")[::2]):
         raise ValueError("give key:value")
@@ -33,7 +37,13 @@ def submit(
     response: Response,
     parts: Parts,
     idempotency_key: Annotated[
-        str | None, Header(max_length=255, description="The same key and body give the same job.")
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            description="The same key and body give the same job.",
+        ),
     ] = None,
 ) -> JobReply:
     """Submit a job. The request is checked against the model before anything is stored."""
@@ -49,8 +59,12 @@ def submit(
 def page(
     parts: Parts,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
-    label: Annotated[Label | None, Query(description="Only jobs with this label, as `key:value`.")] = None,
-    model: Annotated[str | None, Query(max_length=300, description="Only jobs of this model.")] = None,
+    label: Annotated[
+        Label | None, Query(pattern=_PRINTABLE, description="Only jobs with this label, as `key:value`.")
+    ] = None,
+    model: Annotated[
+        str | None, Query(max_length=300, pattern=_PRINTABLE, description="Only jobs of this model.")
+    ] = None,
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.")] = 50,
 ) -> JobPage:
