@@ -91,11 +91,7 @@ def give_up(session: Session, lease: Lease, what: str, *, reason: str, final: bo
 
 
 def _move(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any], data: dict[str, Any]) -> None:
-    statement = (
-        update(Job)
-        .where(Job.id == lease.job_id, Job.attempt == lease.attempt, Job.status.in_(sources(target)))
-        .values(status=target, **values)
-    )
+    statement = update(Job).where(*owned_by(lease), Job.status.in_(sources(target))).values(status=target, **values)
     if session.execute(statement.returning(Job.id)).first() is None:
         raise lost(lease)
     append(session, lease.job_id, [Event(target.value, data)])
