@@ -49,7 +49,8 @@ class Settings(BaseSettings):
     @property
     def artifacts(self) -> str:
         """The artifact store's URL, for fsspec."""
-        return self.artifacts_url or (self.data_dir.absolute() / "artifacts").as_uri()
+        # Not as_uri(): fsspec would take its percent signs literally.
+        return self.artifacts_url or f"file://{self.data_dir.absolute() / 'artifacts'}"
 
     @property
     def models_dir(self) -> Path:
