@@ -1,0 +1,168 @@
+"""Jobs as the API shows, lists and cancels them."""
+
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from jobs.records import Lease
+from jobs.store import JobStore
+from tests.api.conftest import problem, submitted
+
+FIELDS = [
+    "id", "status", "stage", "progress", "attempt", "request", "metrics", "artifacts", "error", "labels", "created_at",
+    "started_at", "finished_at", "links",
+]  # fmt: skip
+
+MEASURED: dict[str, Any] = {
+    "layers": 6,
+    "parameters": 10,
+    "perplexity": {"python-docs": 9.5},
+    "accuracy": {},
+    "tokens_per_second": None,
+    "latency_ms": None,
+}
+METRICS: dict[str, Any] = {
+    "dense": MEASURED,
+    "compressed": MEASURED | {"layers": 4},
+    "compress_seconds": 1.5,
+    "peak_memory_bytes": 10,
+    "groups": [[0, 1], [2], [3], [4, 5]],
+}
+
+
+def taken(store: JobStore, job_id: str) -> Lease:
+    lease = store.take(job_id, worker="w", lease_seconds=60)
+    assert lease is not None
+    return lease
+
+
+def test_the_reply_at_each_turn_of_a_job(api: TestClient, store: JobStore) -> None:
+    def now() -> dict[str, Any]:
+        body: dict[str, Any] = api.get(f"/jobs/{job_id}").json()
+        assert list(body) == FIELDS
+        assert body in api.get("/jobs").json()["jobs"]
+        return body
+
+    job_id = submitted(api, labels={"team": "search"})
+    queued = now()
+    assert (queued["status"], queued["labels"], queued["started_at"]) == ("queued", {"team": "search"}, None)
+    assert (queued["metrics"], queued["artifacts"], queued["error"]) == (None, [], None)
+    assert queued["created_at"].endswith("Z")
+    here = f"/jobs/{job_id}"
+    links = {"self": here, "events": f"{here}/events", "artifacts": f"{here}/artifacts"}
+    assert queued["links"] == links | {"cancel": f"{here}/cancel"}
+
+    lease = taken(store, job_id)
+    store.record(lease, stage="compressing", progress=0.25)
+    running = now()
+    assert (running["status"], running["stage"], running["progress"]) == ("running", "compressing", 0.25)
+    assert running["attempt"] == 1
+    assert running["started_at"] is not None
+
+    stored = {"path": "config.json", "size": 2, "sha256": "ab"}
+    store.store_result(lease, metrics=METRICS, artifacts=[stored])
+    store.succeed(lease, published_url="https://huggingface.co/acme/tiny")
+    done = now()
+    assert (done["status"], done["stage"], done["progress"], done["error"]) == ("succeeded", None, 1.0, None)
+    assert done["metrics"] == METRICS
+    assert done["artifacts"] == [stored | {"href": f"{here}/artifacts/config.json"}]
+    assert done["finished_at"] is not None
+    assert done["links"] == links | {"published": "https://huggingface.co/acme/tiny"}
+    assert all(api.get(links[name]).status_code == 200 for name in links)
+
+
+def test_a_failed_job_says_why(api: TestClient, store: JobStore) -> None:
+    job_id = submitted(api)
+    error = {"code": "model_not_found", "title": "T", "message": "M", "retryable": False, "field": "model"}
+    store.fail(taken(store, job_id), error)
+    body = api.get(f"/jobs/{job_id}").json()
+    assert (body["status"], body["error"]) == ("failed", error)
+    assert "cancel" not in body["links"]
+
+
+def test_no_such_job(api: TestClient) -> None:
+    for job_id in ("01M8715SXX5VDXZSFJX3F7CKD1", "x", "%00", "a%00b", "%ED%A0%80", "²", "a" * 5000):
+        for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/artifacts")):
+            problem(api.request(method, f"/jobs/{job_id}{path}"), 404, "job_not_found")
+
+
+def test_a_queued_job_is_cancelled_at_once(api: TestClient) -> None:
+    job_id = submitted(api)
+    for _ in range(2):
+        answer = api.post(f"/jobs/{job_id}/cancel")
+        assert answer.status_code == 202
+        assert (answer.json()["id"], answer.json()["status"]) == (job_id, "cancelled")
+    assert answer.json() == api.get(f"/jobs/{job_id}").json()
+    types = [event["type"] for event in api.get(f"/jobs/{job_id}/events").json()["events"]]
+    assert types == ["queued", "cancelled"]
+
+
+def test_a_running_job_is_asked_to_stop(api: TestClient, store: JobStore) -> None:
+    job_id = submitted(api)
+    lease = taken(store, job_id)
+    for _ in range(2):
+        assert api.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelling"
+    assert store.record(lease) == "cancelling"
+    store.cancelled(lease)
+    assert api.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+
+
+def test_what_has_ended_cannot_be_cancelled(api: TestClient, store: JobStore) -> None:
+    job_id = submitted(api)
+    store.succeed(taken(store, job_id))
+    body = problem(api.post(f"/jobs/{job_id}/cancel"), 409, "conflict")
+    assert "already succeeded" in body["detail"]
+    assert api.get(f"/jobs/{job_id}").json()["status"] == "succeeded"
+
+
+def test_filters(api: TestClient, store: JobStore) -> None:
+    def found(**filters: Any) -> list[str]:
+        response = api.get("/jobs", params=filters)
+        assert response.status_code == 200, response.text
+        return [job["id"] for job in response.json()["jobs"]]
+
+    search = submitted(api, labels={"team": "search", "a.b/c": "x:y"})
+    speech = submitted(api, labels={"team": "speech"})
+    other = submitted(api, model="acme/tiny")
+    api.post(f"/jobs/{speech}/cancel")
+    assert found() == [other, speech, search]
+    assert found(status="queued") == [other, search]
+    assert found(status="cancelled") == [speech]
+    assert found(label="team:search") == [search]
+    assert found(label="a.b/c:x:y") == [search]
+    assert found(label="team:speech", status="queued") == []
+    assert found(label="nobody:search") == []
+    assert found(label='te"am:search') == []
+    assert found(label="te\\am:search") == []
+    assert found(model="acme/tiny") == [other]
+    assert found(model="local:tiny", status="queued") == [search]
+    assert found(model="' OR 1=1 --") == []
+
+
+def test_pages_hold_each_job_once_while_new_ones_come_in(api: TestClient) -> None:
+    there = [submitted(api) for _ in range(5)]
+    seen: list[str] = []
+    cursor: str | None = None
+    for size in (2, 2, 1):
+        page = api.get("/jobs", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        assert len(page["jobs"]) == size
+        seen += [job["id"] for job in page["jobs"]]
+        cursor = page["next_cursor"]
+        submitted(api)
+    assert cursor is None
+    assert seen == there[::-1]
+
+
+def test_a_full_last_page_is_the_last(api: TestClient) -> None:
+    for _ in range(2):
+        submitted(api)
+    assert api.get("/jobs", params={"limit": 2}).json()["next_cursor"] is None
+
+
+def test_a_filter_that_is_none(api: TestClient) -> None:
+    for query in (
+        "status=done", "status=", "limit=0", "limit=201", "limit=-1", f"limit={2**70}", "limit=many", "cursor=x",
+        "cursor=", "cursor=" + "%00" * 26, "cursor=" + "²" * 26, "cursor=" + "0" * 65, "label=team", "label=:",
+        "label=team:", "label=te%00am:search", "label=team:sea%00rch", "model=%00", "model=" + "m" * 301,
+    ):  # fmt: skip
+        problem(api.get(f"/jobs?{query}"), 422, "invalid_request", query.partition("=")[0])
