@@ -70,7 +70,8 @@ class Parent:
             status = self._settle(lease, ended, stopped)
             log.info("attempt ended", code=ended.code, status=status.value)
         except LeaseLost as error:
-            log.warning("the attempt is over", reason=error.message)
+            # Mostly the end of the job, which the child records before it exits.
+            log.info("the attempt is over", reason=error.message)
         finally:
             child.stop(self._settings.stop_grace_seconds)
             clear_work(self._settings, lease.job_id)

@@ -4,11 +4,13 @@ Loads the request, fetches the model, runs the pipeline, stores the artifacts, p
 fetching and publishing see the Hub's token: it is taken out of the environment before torch and its like come in.
 """
 
+import errno
 import logging
 import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,18 +74,20 @@ def main(job_id: str, attempt: int) -> ExitCode:
         log.warning(error.message)
         return ExitCode.LEASE_LOST
     except Exception as error:
-        log.exception("the attempt failed")
-        return _record_failure(store, lease, error)
+        code = _record_failure(store, lease, error)
+        with suppress(OSError):  # the log may be on the disk that is full
+            log.exception("the attempt failed")
+        return code
 
 
 def run(attempt: Attempt) -> None:
     """Compress, store, publish, succeed. Raises what went wrong."""
-    from flattengpt_core.pipeline import compress  # imports torch, which takes seconds
-
     spec, settings = attempt.spec, attempt.settings
     attempt.reporter.stage("loading")
     model = fetch(attempt)
     layers = layers_to_keep(inspect(model).num_layers, sparsity=spec.sparsity, layers=spec.layers)
+    from flattengpt_core.pipeline import compress  # imports torch, which takes seconds
+
     result = work_dir(settings, attempt.lease) / "result"
     metrics = compress(
         model,
@@ -150,11 +154,22 @@ def _record_failure(store: JobStore, lease: Lease, error: Exception) -> ExitCode
 def _described(error: Exception) -> dict[str, Any]:
     if isinstance(error, FlattenGPTError):
         return error.as_dict()
+    if _is_full_disk(error):
+        return FlattenGPTError(
+            "The worker's disk is full: make room for its data folder, then submit the job again."
+        ).as_dict()
     if isinstance(error, OSError) and error.errno is not None:
         return FlattenGPTError(f"The worker's machine refused: {error.strerror} ({error.filename}).").as_dict()
     return FlattenGPTError(
         f"The compression stopped on an unexpected error ({type(error).__name__}); the worker's log has the details."
     ).as_dict()
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Whether this is it, at the root or on the way; libraries written in Rust tell the number in words alone."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    cause = error.__cause__ or error.__context__
+    return full or f"(os error {errno.ENOSPC})" in str(error) or (cause is not None and _is_full_disk(cause))
 
 
 if __name__ == "__main__":
