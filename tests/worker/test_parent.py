@@ -1,0 +1,265 @@
+"""The parent's side of a job: it takes it, watches the child, and records every end that the child could not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+
+import psutil
+import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from jobs.records import EventRecord, Lease
+from jobs.settings import Settings
+from jobs.states import JobStatus
+from jobs.store import JobStore
+from jobs.tables import Job
+from tests.processes import alive, descendants, wait_until
+from tests.worker.conftest import SPEC, Worker, Workers, on_sqlite, stand_in
+from worker.exit_codes import ExitCode
+
+FOREVER = "import time; time.sleep(600)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); " + FOREVER
+FAMILY = f"import subprocess, sys; subprocess.Popen([sys.executable, '-S', '-c', {STUBBORN!r}]); " + FOREVER
+READY = "print('ready', flush=True); time.sleep(600)"
+ONCE = "import sys, time; sys.argv[2] == '1' and {first}; time.sleep(600)"
+
+
+def wait_for_child(store: JobStore, job_id: str, attempt: int = 1) -> int:
+    """The process id of the attempt's process."""
+    found: list[int] = []
+
+    def look() -> bool:
+        found[:] = [
+            child.pid
+            for child in psutil.Process().children()
+            if child.status() != psutil.STATUS_ZOMBIE and child.cmdline()[-2:] == [job_id, str(attempt)]
+        ]
+        return bool(found)
+
+    wait_until(look, what="the child's start")
+    assert store.get(job_id).status is JobStatus.RUNNING
+    return found[0]
+
+
+def row(engine: Engine, job_id: str) -> Job:
+    """The job as the database has it."""
+    with Session(engine) as session:
+        return session.scalars(select(Job).where(Job.id == job_id)).one()
+
+
+def of_type(store: JobStore, job_id: str, type: str) -> list[EventRecord]:
+    return [event for event in store.events(job_id) if event.type == type]
+
+
+def stop(worker: Worker) -> None:
+    worker.stopping.set()
+    worker.finish()
+
+
+@on_sqlite
+def test_the_parent_imports_no_torch(environment: dict[str, str]) -> None:
+    script = (
+        "import sys, worker.app\n"
+        "print(*sorted({'torch', 'transformers', 'peft', 'accelerate', 'datasets'} & set(sys.modules)), 'end')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "end\n"
+
+
+def test_a_job_is_taken_and_its_lease_kept(store: JobStore, engine: Engine, queued: str, workers: Workers) -> None:
+    worker = workers(stand_in(FOREVER), name="host:1").start(queued)
+    wait_for_child(store, queued)
+    job = row(engine, queued)
+    assert (job.status, job.attempt, job.worker) == ("running", 1, "host:1")
+
+    def lease() -> datetime:
+        expires = row(engine, queued).lease_expires_at
+        assert expires is not None
+        return expires
+
+    first = lease()
+    wait_until(lambda: lease() > first, seconds=10, what="a heartbeat")
+    assert of_type(store, queued, "started")[0].data == {"attempt": 1}
+    stop(worker)
+
+
+def test_three_deaths_fail_the_job_with_the_reason_of_each(store: JobStore, queued: str, workers: Workers) -> None:
+    code = "import sys; print('out of', sys.argv[2]); sys.exit(10 + int(sys.argv[2]))"
+    workers(stand_in(code)).run(queued)
+    job = store.get(queued)
+    assert (job.status, job.attempt) == (JobStatus.FAILED, 3)
+    assert job.error is not None
+    assert job.error["code"] == "worker_lost"
+    for attempt in (1, 2, 3):
+        reason = f"exit code {10 + attempt}; last log lines: out of {attempt}"
+        assert f"Attempt {attempt} before its first stage: {reason}" in job.error["message"]
+        assert of_type(store, queued, "died")[attempt - 1].data["reason"] == reason
+    assert [event.type for event in store.events(queued)][-2:] == ["died", "failed"]
+
+
+@on_sqlite
+def test_fewer_deaths_if_the_settings_say_so(store: JobStore, queued: str, workers: Workers) -> None:
+    workers(stand_in("raise SystemExit(9)"), max_attempts=1).run(queued)
+    assert (store.get(queued).status, store.get(queued).attempt) == (JobStatus.FAILED, 1)
+
+
+@on_sqlite
+@pytest.mark.parametrize("code", [ExitCode.DONE, ExitCode.FAILED, ExitCode.LEASE_LOST])
+def test_a_code_without_a_recorded_end_is_a_death(
+    store: JobStore, queued: str, workers: Workers, code: ExitCode
+) -> None:
+    workers(stand_in(f"raise SystemExit({int(code)})"), max_attempts=1).run(queued)
+    assert store.get(queued).status is JobStatus.FAILED
+
+
+def test_a_killed_child_leads_to_a_second_attempt(store: JobStore, queued: str, workers: Workers) -> None:
+    worker = workers(stand_in(FOREVER)).start(queued)
+    os.kill(wait_for_child(store, queued), signal.SIGKILL)
+    wait_for_child(store, queued, attempt=2)
+    reason = of_type(store, queued, "died")[0].data["reason"]
+    assert reason == "killed by SIGKILL (out of memory, or killed from outside)"
+    stop(worker)
+
+
+def test_a_worker_told_to_stop_hands_the_job_back(
+    store: JobStore, engine: Engine, queued: str, workers: Workers
+) -> None:
+    """However often that happens: it does not count as a death."""
+    for attempt in range(1, 6):
+        worker = workers(stand_in(FOREVER)).start(queued)
+        child = wait_for_child(store, queued, attempt)
+        stop(worker)
+        assert not psutil.pid_exists(child)
+        job = row(engine, queued)
+        assert (job.status, job.attempt, job.deaths) == ("queued", attempt, 0)
+        assert (job.announced_at, job.worker, job.lease_expires_at) == (None, None, None)
+    assert len(of_type(store, queued, "handed_back")) == 5
+    assert of_type(store, queued, "died") == []
+
+
+@on_sqlite
+def test_a_child_that_stops_unasked_hands_the_job_back(
+    store: JobStore, engine: Engine, queued: str, workers: Workers
+) -> None:
+    """A signal to the worker's whole group may reach the child before its parent knows."""
+    worker = workers(stand_in(ONCE.format(first=f"sys.exit({int(ExitCode.STOPPED)})"))).start(queued)
+    wait_for_child(store, queued, attempt=2)
+    assert row(engine, queued).deaths == 0
+    assert len(of_type(store, queued, "handed_back")) == 1
+    stop(worker)
+
+
+@on_sqlite
+def test_a_worker_that_stops_already_takes_nothing(
+    store: JobStore, engine: Engine, queued: str, workers: Workers
+) -> None:
+    assert row(engine, queued).announced_at is not None
+    worker = workers(stand_in(FOREVER))
+    worker.stopping.set()
+    worker.run(queued)
+    job = row(engine, queued)
+    assert (job.status, job.attempt, job.announced_at) == ("queued", 0, None)
+
+
+def test_a_cancelled_job_stops_its_child(store: JobStore, queued: str, workers: Workers) -> None:
+    worker = workers(stand_in(FOREVER), stop_grace_seconds=60).start(queued)
+    child = wait_for_child(store, queued)
+    started = time.monotonic()
+    store.cancel(queued)
+    worker.finish()
+    assert time.monotonic() - started < 10
+    assert not psutil.pid_exists(child)
+    job = store.get(queued)
+    assert (job.status, job.stage, job.attempt) == (JobStatus.CANCELLED, None, 1)
+    assert [event.type for event in store.events(queued)] == ["queued", "started", "cancelling", "cancelled"]
+
+
+@on_sqlite
+@pytest.mark.parametrize("code", [STUBBORN, FAMILY], ids=["deaf", "with a deaf grandchild"])
+def test_cancel_is_stronger_than_a_deaf_child(
+    store: JobStore, settings: Settings, queued: str, workers: Workers, code: str
+) -> None:
+    worker = workers(stand_in(code), stop_grace_seconds=0.5).start(queued)
+    child = wait_for_child(store, queued)
+    log = settings.data_dir / "logs" / f"{queued}.1.log"
+    wait_until(lambda: "deaf" in log.read_text(), what="the deafness")
+    started = descendants(child) | {child: psutil.Process(child).create_time()}
+    store.cancel(queued)
+    worker.finish()
+    assert store.get(queued).status is JobStatus.CANCELLED
+    wait_until(lambda: not alive(started), seconds=5, what=f"the end of {alive(started)}")
+
+
+@on_sqlite
+def test_a_child_that_dies_of_the_cancel_is_no_death(
+    store: JobStore, settings: Settings, engine: Engine, queued: str, workers: Workers
+) -> None:
+    code = "import signal, os, time; signal.signal(signal.SIGTERM, lambda *_: os._exit(9)); " + READY
+    worker = workers(stand_in(code)).start(queued)
+    log = settings.data_dir / "logs" / f"{queued}.1.log"
+    wait_until(lambda: log.exists() and "ready" in log.read_text())
+    store.cancel(queued)
+    worker.finish()
+    assert (store.get(queued).status, row(engine, queued).deaths) == (JobStatus.CANCELLED, 0)
+
+
+def test_a_parent_that_lost_its_lease_stops_its_child_and_writes_nothing(
+    store: JobStore, queued: str, workers: Workers
+) -> None:
+    worker = workers(stand_in(FOREVER)).start(queued)
+    child = wait_for_child(store, queued)
+    # What the sweeper and another worker do when this one has been silent for too long.
+    store.hand_back(Lease(queued, 1), reason="test")
+    assert store.take(queued, worker="other", lease_seconds=60) == Lease(queued, 2)
+    before = store.events(queued)
+    worker.finish()
+    assert not psutil.pid_exists(child)
+    assert store.events(queued) == before
+    assert store.get(queued).status is JobStatus.RUNNING
+
+
+def test_all_that_is_queued_is_worked_on_once(store: JobStore, workers: Workers) -> None:
+    """By two workers that were woken for the same job."""
+    waiting = [store.submit(SPEC).id for _ in range(6)]
+    both = [workers(stand_in("raise SystemExit(9)"), name=name, max_attempts=1) for name in ("a", "b")]
+    for worker in both:
+        worker.start(waiting[3])
+    for worker in both:
+        worker.finish()
+    jobs = [store.get(job_id) for job_id in waiting]
+    assert {(job.status, job.attempt) for job in jobs} == {(JobStatus.FAILED, 1)}
+    first = [job.id for job in sorted(jobs, key=lambda job: job.started_at or job.created_at)[:2]]
+    assert waiting[3] in first
+
+
+@on_sqlite
+def test_what_is_not_queued_is_left_alone(store: JobStore, queued: str, workers: Workers) -> None:
+    store.cancel(queued)
+    for job_id in (queued, "01M8715SXX5VDXZSFJX3F7CKD1"):
+        workers(stand_in(FOREVER)).run(job_id)
+    assert store.get(queued).attempt == 0
+
+
+@on_sqlite
+def test_work_is_cleared_and_logs_are_kept(store: JobStore, settings: Settings, queued: str, workers: Workers) -> None:
+    work = settings.data_dir / "work"
+    left = work / f"{queued}.1" / "result.partial" / "model.safetensors"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    foreign = work / "01M8715SXX5VDXZSFJX3F7CKD1.1"
+    foreign.mkdir()
+    code = (
+        f"import sys; from pathlib import Path; own = Path({str(work)!r}, '.'.join(sys.argv[1:]))\n"
+        "print(own.exists()); own.mkdir(parents=True)"
+    )
+    workers(stand_in(code), max_attempts=2).run(queued)
+    assert list(work.iterdir()) == [foreign]
+    logs = sorted((settings.data_dir / "logs").iterdir())
+    assert [log.name for log in logs] == [f"{queued}.1.log", f"{queued}.2.log"]
+    assert [log.read_text() for log in logs] == ["False\n", "False\n"]
