@@ -2,19 +2,27 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 def at_once(*calls: Callable[[], T]) -> list[T]:
-    """What the calls gave, in their order, each made by a thread of its own. Raises what one of them raised."""
+    """What the calls gave, in their order, each made by a thread of its own.
+
+    Raises what one of them raised, or TimeoutError after half a minute: calls may have locked each other out.
+    """
     start = threading.Barrier(len(calls))
 
-    def run(call: Callable[[], T]) -> T:
+    def run(call: Callable[[], T], future: Future[T]) -> None:
         start.wait()
-        return call()
+        try:
+            future.set_result(call())
+        except Exception as error:
+            future.set_exception(error)
 
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return [future.result() for future in [pool.submit(run, call) for call in calls]]
+    futures = [Future[T]() for _ in calls]
+    for call, future in zip(calls, futures, strict=True):
+        threading.Thread(target=run, args=(call, future), daemon=True).start()
+    return [future.result(timeout=30) for future in futures]

@@ -145,7 +145,6 @@ def test_nothing_appears_by_halves(tmp_path: Path, result: Path) -> None:
     for job_id in ("J1", "J2"):
         with disk_full_after(50_000), pytest.raises(OSError, match="File too large"):
             store.put_folder(job_id, second)
-    assert "J1.partial/a.json" in stored(url)
     assert content(store, "J1", "config.json") == b"{}"
     for job_id in ("J1", "J2"):
         with pytest.raises(ArtifactNotFound):
@@ -157,7 +156,7 @@ def test_nothing_appears_by_halves(tmp_path: Path, result: Path) -> None:
 
 @pytest.mark.parametrize("path", HOSTILE, ids=lambda path: repr(path[:24]))
 def test_no_path_leads_out_of_the_folder(store: ArtifactStore, result: Path, tmp_path: Path, path: str) -> None:
-    store.put_folder("J1", result)
+    store.put_folder("J1", folder(result, {"figures\\depth.png": b"what Windows takes for the other one"}))
     store.put_folder("J2", folder(tmp_path / "other", {"secret": b"!"}))
     for read in (store.open, store.local_file):
         with pytest.raises(ArtifactNotFound):
@@ -197,6 +196,9 @@ def test_a_store_that_cannot_be_written_to_is_not(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError, match="file"):
         ArtifactStore(f"file://{tmp_path / 'file' / 'store'}").ping()
+    (tmp_path / "store" / ".ready").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        ArtifactStore(f"file://{tmp_path / 'store'}").ping()
 
 
 def test_artifacts_live_in_the_data_folder_whatever_its_name(tmp_path: Path, result: Path) -> None:

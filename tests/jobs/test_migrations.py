@@ -1,7 +1,11 @@
 """The schema that the migrations make is the models', and making it can be repeated, raced and undone."""
 
+import sqlite3
 import subprocess
 import sys
+import threading
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,3 +141,16 @@ def test_threads_that_start_at_once(database_url: str) -> None:
         return len(found)
 
     assert at_once(*[start] * 6) == [0] * 6
+
+
+def test_turning_wal_on_waits_for_a_writer(tmp_path: Path) -> None:
+    """SQLite itself does not wait here, even when it is told to."""
+    file = tmp_path / "flattengpt.db"
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("CREATE TABLE t (x)")
+        threading.Timer(0.3, other.execute, ["COMMIT"]).start()
+        engine = make_engine(f"sqlite:///{file}")
+        upgrade(engine)
+    assert set(schema(engine)) == {"job", "job_event", "t"}
+    engine.dispose()

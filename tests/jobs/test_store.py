@@ -3,8 +3,9 @@
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -260,6 +261,17 @@ def test_events_are_read_from_any_point(store: JobStore, spec: JobSpec) -> None:
     assert store.events(lease.job_id, after=3) == events[3:]
     assert store.events(lease.job_id, after=1, limit=2) == events[1:3]
     assert store.events(lease.job_id, after=5) == store.events("0" * 26) == []
+
+
+def test_readers_do_not_wait_for_a_writer(engine: Engine, store: JobStore, spec: JobSpec) -> None:
+    job = store.submit(spec)
+    with engine.begin() as connection:
+        connection.execute(update(Job).values(stage="loading"))
+        assert store.get(job.id) == job
+        assert store.page().jobs == [job]
+        assert types(store, job.id) == ["queued"]
+        assert store.next_queued() == job.id
+        store.ping()
 
 
 # Taking
@@ -525,6 +537,21 @@ def test_a_hand_back_does_not_count(store: JobStore, spec: JobSpec) -> None:
     assert store.died(taken(store, job_id), reason="killed", max_attempts=2) is JobStatus.FAILED
 
 
+def test_a_cancel_that_meets_a_hand_back_waits_for_it(engine: Engine, store: JobStore, spec: JobSpec) -> None:
+    """The hand-back has seen a running job when the cancel comes; between the two nobody would be left to cancel it."""
+    lease, cancels = running(store, spec), []
+    with ThreadPoolExecutor(1) as pool:
+
+        @event.listens_for(engine, "after_cursor_execute")
+        def cancel(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            if statement.startswith("SELECT job.status, job.stage"):
+                cancels.append(pool.submit(store.cancel, lease.job_id))
+                wait(cancels, timeout=0.3)
+
+        assert store.hand_back(lease, reason="the worker stops") is JobStatus.QUEUED
+        assert [cancel.result().status for cancel in cancels] == [JobStatus.CANCELLED]
+
+
 @pytest.mark.parametrize("how", ["hand_back", "died", "release_expired"])
 def test_an_attempt_that_ends_while_cancelling_cancels_the_job(store: JobStore, spec: JobSpec, how: str) -> None:
     lease = running(store, spec, lease_seconds=OVER)
@@ -605,6 +632,14 @@ def test_sweepers_at_once_announce_once(store: JobStore, spec: JobSpec) -> None:
 # Time
 
 
+def test_the_clock_moves_on_within_a_transaction(engine: Engine) -> None:
+    """So that a write that had to wait for its row dates from when it was made."""
+    with engine.begin() as connection:
+        first = connection.execute(select(now_plus())).scalar_one()
+        time.sleep(0.01)
+        assert connection.execute(select(now_plus())).scalar_one() > first
+
+
 def test_the_times_of_a_life_are_in_order(engine: Engine, store: JobStore, spec: JobSpec) -> None:
     def now() -> datetime:
         with engine.connect() as connection:
@@ -623,7 +658,7 @@ def test_the_times_of_a_life_are_in_order(engine: Engine, store: JobStore, spec:
     times = [event.created_at for event in store.events(job_id)]
     assert times == sorted(times)
     assert job.created_at <= times[0] <= times[-1]
-    assert {time.tzinfo for time in (job.created_at, job.started_at, *times)} == {UTC}
+    assert {moment.tzinfo for moment in (job.created_at, job.started_at, *times)} == {UTC}
 
 
 def test_every_time_is_the_databases(engine: Engine, store: JobStore, spec: JobSpec) -> None:
