@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve check lint format lock clean
+.PHONY: help demo test serve check lint format benchmark tables lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -35,6 +35,12 @@ lint: $(READY)  ## style
 format: $(READY)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+benchmark: $(READY)  ## measure the main job's claims; DATA= names the folder of texts (see benchmarks/texts.py)
+	$(BIN)/python -m benchmarks.main_job --data "$(DATA)"
+
+tables: $(READY)  ## put the benchmarks' tables into the README
+	$(BIN)/python -m benchmarks.render
 
 # The lock names no machine: torch without its build's suffix, and none of the CUDA packages, which torch pins.
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml

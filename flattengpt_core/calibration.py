@@ -1,5 +1,7 @@
 """Text to token windows. Knows nothing of models beyond a tokenizer's ids."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -45,6 +47,11 @@ def evaluation_windows(tokenizer: PreTrainedTokenizerBase, evaluation: Evaluatio
     return windows
 
 
+def deal(texts: Sequence[Tensor]) -> list[Tensor]:
+    """The windows of each text (n, length) dealt into FOLDS disjoint sets, so that each set holds all texts alike."""
+    return [torch.cat([windows[fold::FOLDS] for windows in texts]) for fold in range(FOLDS)]
+
+
 class TextWindows:
     """The calibration parts of the texts in `dataset` ('a' or 'a+b'), in shuffled windows of `length` tokens.
 
@@ -65,7 +72,7 @@ class TextWindows:
         Raises:
             CalibrationNotFound: a text is too short for its share.
         """
-        folds: list[list[Tensor]] = [[] for _ in range(FOLDS)]
+        chosen = []
         for index, (name, windows) in enumerate(self._windows.items()):
             share = samples // len(self._windows) + (index < samples % len(self._windows))
             share = max(FOLDS, share)  # each fold needs a window
@@ -75,9 +82,8 @@ class TextWindows:
                     "fewer samples or a shorter sequence_length.",
                     field="calibration.samples",
                 )
-            for fold in range(FOLDS):
-                folds[fold].append(windows[fold:share:FOLDS])
-        return [torch.cat(fold) for fold in folds]
+            chosen.append(windows[:share])
+        return deal(chosen)
 
     def all(self) -> Tensor:
         """Every window of every text, shuffled, (n, length) int64."""

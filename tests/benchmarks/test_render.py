@@ -1,0 +1,33 @@
+"""The pages show what the benchmarks measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.render import HERE, PAGES, ROOT, rendered
+
+MAIN_JOB: dict[str, Any] = json.loads((HERE / "main_job.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_page_is_up_to_date(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- main_job:begin -->\n|" in text
+    assert rendered(text) == text
+
+
+def test_a_table_between_markers_is_made_anew() -> None:
+    page = "before\n<!-- main_job:begin -->\nold\n<!-- main_job:end -->\nafter"
+    made = rendered(page)
+    assert (made.startswith("before\n"), made.endswith("\nafter"), "old" in made) == (True, True, False)
+    ours = next(row for row in MAIN_JOB["rows"] if row["method"] == "flattengpt")
+    assert f"| {ours['perplexity']['WikiText-2']:.1f} |" in made
+
+
+def test_what_is_shown_was_measured_on_the_test_split_and_held() -> None:
+    assert MAIN_JOB["split"] == "test"
+    assert MAIN_JOB["rows"][0]["method"] == "dense"
+    assert [claim["what"] for claim in MAIN_JOB["claims"] if not claim["holds"]] == []
+    assert Path(HERE / "main_job.svg").is_file()
