@@ -54,11 +54,6 @@ class ArtifactStore:
         """The artifact's bytes, seekable. Raises ArtifactNotFound."""
         return cast("IO[bytes]", self._files.open(self._existing(job_id, path), "rb"))
 
-    def local_file(self, job_id: str, path: str) -> Path | None:
-        """The artifact as a file of this machine, if the store is a folder here. Raises ArtifactNotFound."""
-        full = self._existing(job_id, path)
-        return Path(full) if isinstance(self._files, LocalFileSystem) else None
-
     def delete(self, job_id: str) -> None:
         """Remove all of the job's artifacts, if there are any."""
         self._remove(self._path(job_id))

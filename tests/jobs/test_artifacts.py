@@ -158,9 +158,8 @@ def test_nothing_appears_by_halves(tmp_path: Path, result: Path) -> None:
 def test_no_path_leads_out_of_the_folder(store: ArtifactStore, result: Path, tmp_path: Path, path: str) -> None:
     store.put_folder("J1", folder(result, {"figures\\depth.png": b"what Windows takes for the other one"}))
     store.put_folder("J2", folder(tmp_path / "other", {"secret": b"!"}))
-    for read in (store.open, store.local_file):
-        with pytest.raises(ArtifactNotFound):
-            read("J1", path)
+    with pytest.raises(ArtifactNotFound):
+        store.open("J1", path)
 
 
 def test_deleting_takes_one_jobs_artifacts(store: ArtifactStore, url: str, result: Path) -> None:
@@ -174,16 +173,6 @@ def test_deleting_takes_one_jobs_artifacts(store: ArtifactStore, url: str, resul
         assert stored(url) == {"J10/config.json", "J10/empty", "J10/figures/depth.png"}
     with pytest.raises(ArtifactNotFound):
         store.open("J1", "config.json")
-
-
-def test_only_a_folder_has_local_files(store: ArtifactStore, url: str, result: Path) -> None:
-    store.put_folder("J1", result)
-    file = store.local_file("J1", "config.json")
-    if url.startswith("memory"):
-        assert file is None
-    else:
-        assert file is not None
-        assert file.read_bytes() == b"{}"
 
 
 def test_a_store_that_can_be_written_to_is_ready(store: ArtifactStore, url: str) -> None:
