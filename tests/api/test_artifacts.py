@@ -135,8 +135,12 @@ def test_hostile_paths(api: TestClient, store: JobStore, settings: Settings, job
     assert api.get(f"/jobs/{other}/artifacts/{encoded('secret.txt')}").content == b"secret"
 
 
-def test_no_result_yet(api: TestClient, store: JobStore) -> None:
+def test_no_result_yet(api: TestClient, settings: Settings, tmp_path: Path) -> None:
+    """Also when its files are there: they are a result once the job says so."""
     job_id = submitted(api)
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "config.json").touch()
+    ArtifactStore(settings.artifacts).put_folder(job_id, tmp_path / "early")
     assert api.get(f"/jobs/{job_id}/artifacts").json() == {"artifacts": []}
     body = problem(api.get(f"/jobs/{job_id}/artifacts/config.json"), 404, "artifact_not_found")
     assert "is queued" in body["detail"]

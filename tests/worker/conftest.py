@@ -47,7 +47,7 @@ class Worker:
 
     def start(self, job_id: str) -> "Worker":
         """Begin to work from this job on."""
-        self._thread = threading.Thread(target=self._parent.work_from, args=(job_id,), name="worker")
+        self._thread = threading.Thread(target=self._parent.work_from, args=(job_id,), name="worker", daemon=True)
         self._thread.start()
         return self
 
@@ -78,7 +78,7 @@ def workers(store: JobStore, settings: Settings) -> Iterator[Workers]:
     for worker in made:
         worker.stopping.set()
         if worker._thread is not None:
-            worker._thread.join()
+            worker._thread.join(20)
 
 
 @pytest.fixture

@@ -207,6 +207,7 @@ def test_a_child_that_dies_of_the_cancel_is_no_death(
     store.cancel(queued)
     worker.finish()
     assert (store.get(queued).status, row(engine, queued).deaths) == (JobStatus.CANCELLED, 0)
+    assert [event.type for event in store.events(queued)] == ["queued", "started", "cancelling", "cancelled"]
 
 
 def test_a_parent_that_lost_its_lease_stops_its_child_and_writes_nothing(
