@@ -115,23 +115,45 @@ def surviving_units(moments: Moments, unit: int, keep: int, *, rounds: int) -> T
     """The `keep` units left when those whose loss raises the regression's error least go, in rounds; ascending.
 
     With W the ridge regression on all units that are left and H = (ZᵀZ + ridge I)⁻¹, dropping unit u alone raises
-    the least error by tr(W_uᵀ (H_uu)⁻¹ W_u) (the step of optimal brain surgery). Each round drops about the same
-    number and fits anew, at least one unit a round.
+    the least error by tr(W_uᵀ (H_uu)⁻¹ W_u). Each round drops about the same number, at least one, and fits anew by
+    the step of optimal brain surgery: with D what goes, H <- H - H_D (H_DD)⁻¹ H_Dᵀ and W <- W - H_D (H_DD)⁻¹ W_D.
     """
     gram = moments.gram.clone()
     gram.diagonal().add_(ELIMINATION_RIDGE * mean_energy(moments.gram))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    weight = inverse @ moments.cross
     units = torch.arange(len(gram) // unit, device=gram.device)
     start = len(units)
     rounds = min(rounds, start - keep)
     for round_ in range(1, rounds + 1):
-        rows = rows_of(units, unit)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram[rows][:, rows]))
-        weight = (inverse @ moments.cross[rows]).view(len(units), unit, -1)
-        own = inverse.view(len(units), unit, len(units), unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        loss = (weight * torch.linalg.solve(own, weight)).sum((1, 2))
         left = start - (start - keep) * round_ // rounds
-        units = units[top_units(loss, left)]
+        stays = top_units(_loss_without(inverse, weight, unit), left)
+        units = units[stays]
+        if round_ < rounds:
+            inverse, weight = _refit(inverse, weight, rows_of(stays, unit))
     return units
+
+
+def _loss_without(inverse: Tensor, weight: Tensor, unit: int) -> Tensor:
+    """What dropping each unit alone adds to the squared error, tr(W_uᵀ (H_uu)⁻¹ W_u); (units,)."""
+    if unit == 1:
+        return weight.square().sum(1) / inverse.diagonal()
+    units = len(weight) // unit
+    parts = weight.view(units, unit, -1)
+    own = inverse.view(units, unit, units, unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    return (parts * torch.linalg.solve(own, parts)).sum((1, 2))
+
+
+def _refit(inverse: Tensor, weight: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
+    """H and W of the features at the indices `stay` alone."""
+    gone = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    gone[stay] = False
+    go = gone.nonzero().flatten()
+    across = inverse[stay][:, go]  # (stay, go)
+    factor = torch.linalg.cholesky(inverse[go][:, go])
+    carried = torch.cholesky_solve(torch.cat([across.T, weight[go]], dim=1), factor)
+    left = torch.cat([inverse[stay][:, stay], weight[stay]], dim=1) - across @ carried
+    return left[:, : len(stay)], left[:, len(stay) :]
 
 
 def _regress(wide: WideOutput, units: Tensor) -> NarrowOutput:
