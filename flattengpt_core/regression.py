@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_GRAM_BLOCKS = 4
+"""Blocks of columns in which a Gram matrix is taken, to spare most of what its symmetry says twice: 0.6 of the time."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -40,7 +43,12 @@ class Moments:
 
     def including(self, features: Tensor, target: Tensor) -> "Moments":
         """These moments with more tokens in them; the tensors are updated in place, so drop the old value."""
-        self.gram.add_(features.T @ features)
+        width = -(-features.shape[1] // _GRAM_BLOCKS)
+        for start in range(0, features.shape[1], width):
+            block = slice(start, start + width)
+            rows = features[:, block].T @ features[:, start:]
+            self.gram[block, start:].add_(rows)
+            self.gram[start + width :, block].add_(rows[:, width:].T)
         self.cross.add_(features.T @ target)
         self.energy.add_(target.square().sum(dtype=torch.float64))
         self.magnitude.add_(features.abs().sum(0))
@@ -110,13 +118,14 @@ def held_out_ridge(folds: Sequence[Moments], priors: Sequence[Tensor], grid: Seq
         gram, residual = total.gram - fold.gram, total.cross - fold.cross
         residual = residual - gram @ prior
         eigenvalues, vectors = torch.linalg.eigh(gram)
-        rotated = vectors.T @ residual
-        # In the eigenbasis each ridge is a division, and the fold's error a quadratic form.
-        fold_gram = vectors.T @ fold.gram @ vectors
-        fold_cross = vectors.T @ (fold.cross - fold.gram @ prior)
-        unit = mean_energy(gram)
+        # In the eigenbasis each ridge is a division, and the fold's error a quadratic form. Float32 will do to choose.
+        basis = vectors.float()
+        rotated = basis.T @ residual.float()
+        fold_gram = basis.T @ fold.gram.float() @ basis
+        fold_cross = basis.T @ (fold.cross - fold.gram @ prior).float()
+        eigenvalues, unit = eigenvalues.clamp(min=0).float(), mean_energy(gram).float()
         for index, ridge in enumerate(grid):
-            step = rotated / (eigenvalues.clamp(min=0) + ridge * unit)[:, None]
-            change = (step * (fold_gram @ step)).sum() - 2 * (step * fold_cross).sum()
+            step = rotated / (eigenvalues + ridge * unit)[:, None]
+            change = (step * (fold_gram @ step - 2 * fold_cross)).sum()
             errors[index] += (change / fold.energy).item()
     return grid[int(errors.argmin())]
