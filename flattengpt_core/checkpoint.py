@@ -64,7 +64,10 @@ def resolve(model: str, models_dir: Path, *, allow_paths: bool = False) -> Local
                 "'.', '_' and '-', without folders.",
                 field="model",
             )
-        path = (models_dir / name).resolve()
+        try:
+            path = (models_dir / name).resolve()
+        except RuntimeError:  # links that lead in a circle; an OSError since Python 3.13
+            path = models_dir.resolve() / name
         if not path.is_relative_to(models_dir.resolve()):
             raise ModelNotFound(f"{model!r} leads out of the model folder, which is refused.", field="model")
         if not path.exists():
@@ -88,7 +91,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelNotFound(f"{folder.name!r} is no checkpoint: it has no config.json.", field="model")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModel(f"config.json of {folder.name!r} is not valid JSON: {error}.", field="model") from None
     if not isinstance(config, dict):
         raise UnsupportedModel(f"config.json of {folder.name!r} is not a JSON object.", field="model")
@@ -151,13 +154,10 @@ def _check_layers(name: str, config: dict[str, Any], shapes: dict[str, tuple[int
     """The number of layers, after checking that each has the projections its config promises."""
     sizes = {}
     for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"):
-        value = config.get(key)
-        if not isinstance(value, int) or value < 1:
-            raise UnsupportedModel(f"config.json of {name!r} has no valid {key} ({value!r}).", field="model")
-        sizes[key] = value
+        sizes[key] = _size(name, config, key, None)
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = _size(name, config, "head_dim", hidden // heads)
+    kv_heads = _size(name, config, "num_key_value_heads", heads)
     expected = {
         families.QUERY: (heads * head_dim, hidden),
         families.KEY: (kv_heads * head_dim, hidden),
@@ -177,6 +177,16 @@ def _check_layers(name: str, config: dict[str, Any], shapes: dict[str, tuple[int
                     field="model",
                 )
     return sizes["num_hidden_layers"]
+
+
+def _size(name: str, config: dict[str, Any], key: str, default: int | None) -> int:
+    """A positive whole number of the config; `default` where the config says nothing, if there is one."""
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UnsupportedModel(f"config.json of {name!r} has no valid {key} ({value!r}).", field="model")
+    return value
 
 
 def _inspect_gguf(path: Path) -> CheckpointInfo:

@@ -3,6 +3,7 @@
 The only core module that uses the network or a token. Never takes pickled weights or code. Imports no torch.
 """
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,8 @@ def fetch_model(repo_id: str, *, revision: str, token: str | None, endpoint: str
             )
         )
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # this machine's trouble, not the Hub's
         raise _explained(error, repo_id, revision) from None
 
 

@@ -17,11 +17,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from flattengpt_core import families
 from flattengpt_core.checkpoint import inspect, read_config, weight_files
+from flattengpt_core.errors import UnsupportedModel
 
 SHARD_BYTES = 2 * 1024**3
 """A shard is closed before it would pass this size, in bytes; assembling one is the writer's peak memory."""
@@ -43,7 +44,7 @@ class Checkpoint:
         self.folder = folder
         self.info = inspect(folder)
         self.raw_config = families.allowed_config(self.info.config)
-        self.config = CONFIG_MAPPING[self.info.family.model_type].from_dict(self.raw_config)
+        self.config = _checked_config(self.info.family, self.raw_config, folder.name)
 
     @cached_property
     def _file_of(self) -> dict[str, Path]:
@@ -94,6 +95,25 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Pre
         use_safetensors=True,
     )
     return model.to(device).eval()  # type: ignore[arg-type]  # wrapped without torch's overloads
+
+
+def _checked_config(family: families.Family, entries: dict[str, Any], name: str) -> PreTrainedConfig:
+    """The config, after a model of one layer without memory was made of it; raises UnsupportedModel."""
+    try:
+        config = CONFIG_MAPPING[family.model_type].from_dict(entries)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(CONFIG_MAPPING[family.model_type].from_dict(_one_layer(entries)))
+    except Exception as error:  # the library raises what it likes
+        raise UnsupportedModel(
+            f"config.json of {name!r} is no valid {family.model_type} config ({type(error).__name__}: {error}).",
+            field="model",
+        ) from None
+    return config
+
+
+def _one_layer(entries: dict[str, Any]) -> dict[str, Any]:
+    cut = {key: entries[key][:1] for key in families.PER_LAYER_LISTS if isinstance(entries.get(key), list)}
+    return entries | {"num_hidden_layers": 1} | cut
 
 
 class CheckpointWriter:

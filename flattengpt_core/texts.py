@@ -54,9 +54,14 @@ def join_rows(rows: list[str]) -> str:
 def _python_docs(part: Part) -> str:
     from pydoc_data.topics import topics
 
-    text = join_rows([topics[key] for key in sorted(topics)])
-    start, end = (int(share * len(text)) for share in _PYTHON_DOCS_SHARES[part])
-    return text[start:end]
+    # Topics quote each other: each paragraph is kept once, so that no part holds what another does.
+    unique: dict[str, str] = {}
+    for key in sorted(topics):
+        for paragraph in topics[key].split("\n\n"):
+            unique.setdefault(" ".join(paragraph.split()), paragraph)
+    paragraphs = list(unique.values())
+    start, end = (int(share * len(paragraphs)) for share in _PYTHON_DOCS_SHARES[part])
+    return join_rows(paragraphs[start:end])
 
 
 def _read_file(file: Path) -> str:

@@ -4,6 +4,7 @@ An artifact appears under its name only when it is whole. Knows nothing of the d
 """
 
 import hashlib
+import os
 import posixpath
 import shutil
 from collections.abc import Sequence
@@ -43,11 +44,15 @@ class ArtifactStore:
         final, aside = self._path(job_id), self._path(f"{job_id}.partial")
         self._remove(aside)
         artifacts = []
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = file.relative_to(folder).as_posix()
-            artifacts.append(self._put(file, f"{aside}/{name}", name))
-        self._remove(final)
-        self._files.mv(aside, final, recursive=True)
+        try:
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                name = file.relative_to(folder).as_posix()
+                artifacts.append(self._put(file, f"{aside}/{name}", name))
+            self._remove(final)
+            self._files.mv(aside, final, recursive=True)
+        except BaseException:
+            self._remove(aside)  # on a full disk it would keep the next job from its room
+            raise
         return artifacts
 
     def open(self, job_id: str, path: str) -> IO[bytes]:
@@ -73,6 +78,9 @@ class ArtifactStore:
             while block := reader.read(_COPY_BYTES):
                 digest.update(block)
                 writer.write(block)
+            if isinstance(self._files, LocalFileSystem):
+                writer.flush()
+                os.fsync(writer.fileno())
         return Artifact(name, source.stat().st_size, digest.hexdigest())
 
     def _existing(self, job_id: str, path: str) -> str:

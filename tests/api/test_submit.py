@@ -201,6 +201,9 @@ def test_a_link_out_of_the_model_folder(api: TestClient, store: JobStore, settin
     response = api.post("/jobs", json=REQUEST | {"model": "local:odd"})
     assert "leads out of the model folder" in problem(response, 422, "model_not_found", "model")["detail"]
     assert nothing_stored(store)
+    (settings.models_dir / "circle").symlink_to(settings.models_dir / "circle")
+    response = api.post("/jobs", json=REQUEST | {"model": "local:circle"})
+    problem(response, 422, "model_not_found", "model")
     (settings.models_dir / "within").symlink_to(settings.models_dir / "tiny")
     assert api.post("/jobs", json=REQUEST | {"model": "local:within"}).status_code == 202
 
@@ -247,6 +250,9 @@ def test_an_unsupported_model_is_told_what_is(
         {"num_attention_heads": 2**70},
         {"num_key_value_heads": -2},
         {"head_dim": 2**70},
+        {"head_dim": {"of": 8}},
+        {"head_dim": True},
+        {"num_key_value_heads": [2]},
     ],
     ids=repr,
 )
@@ -259,7 +265,11 @@ def test_a_config_with_absurd_numbers(
 
 
 @on_sqlite
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"6", b"\xff\xfe", b'{"num_hidden_layers": 1' + b"0" * 5000 + b"}"])
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[]", b"6", b"\xff\xfe", b'{"num_hidden_layers": 1' + b"0" * 5000 + b"}", b"[" * 100_000],
+    ids=lambda text: repr(text[:24]),
+)
 def test_a_config_that_is_none(api: TestClient, store: JobStore, variant: Variant, text: bytes) -> None:
     (variant() / "config.json").write_bytes(text)
     problem(api.post("/jobs", json=REQUEST | {"model": "local:odd"}), 422, "unsupported_model", "model")

@@ -146,6 +146,7 @@ def test_nothing_appears_by_halves(tmp_path: Path, result: Path) -> None:
         with disk_full_after(50_000), pytest.raises(OSError, match="File too large"):
             store.put_folder(job_id, second)
     assert content(store, "J1", "config.json") == b"{}"
+    assert {path.split("/")[0] for path in stored(url)} == {"J1"}, "what was half written takes room"
     for job_id in ("J1", "J2"):
         with pytest.raises(ArtifactNotFound):
             store.open(job_id, "a.json")

@@ -1,0 +1,123 @@
+"""The whole run in one process: a result folder that is complete, or none."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flattengpt_core.errors import CalibrationNotFound
+from flattengpt_core.options import Calibration, Evaluation, Recovery
+from flattengpt_core.pipeline import compress, evaluate
+from flattengpt_core.progress import STAGES, Progress, Silent
+from jobs.spec import JobSpec
+from tests.tiny_models import tiny_checkpoint
+
+CALIBRATION = Calibration("python-docs", samples=8, sequence_length=64)
+EVALUATION = Evaluation(("python-docs",), sequence_length=64, windows=4, benchmark=False)
+
+
+class Stopped(Exception):
+    """What a caller raises to stop a run."""
+
+
+class Recorder(Silent):
+    """Keeps the stages, and stops at one if told to."""
+
+    def __init__(self, stop_at: str | None = None) -> None:
+        self.stages: list[str] = []
+        self._stop_at = stop_at
+
+    def stage(self, name: str) -> None:
+        self.stages.append(name)
+        if name == self._stop_at:
+            raise Stopped
+
+
+def run(
+    tmp_path: Path,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    calibration: Calibration = CALIBRATION,
+    recovery: Recovery | None = None,
+    dtype: str = "auto",
+) -> dict[str, Any]:
+    source = tmp_path / "tiny"
+    if not source.exists():
+        tiny_checkpoint(source, tie_word_embeddings=True)
+    return compress(
+        source,
+        out,
+        layers=4,
+        method="flattengpt",
+        calibration=calibration,
+        recovery=recovery or Recovery(),
+        evaluation=EVALUATION,
+        device="cpu",
+        dtype=dtype,
+        progress=progress or Silent(),
+        request=JobSpec(model="local:tiny", layers=4).as_request(),
+        base_model="tiny",
+    )
+
+
+def test_the_folder_holds_what_was_done(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    metrics = run(tmp_path, out)
+    manifest = json.loads((out / "flattengpt.json").read_text())
+    assert manifest["metrics"] == metrics
+    assert manifest["request"]["layers"] == 4
+    assert [tuple(group) for group in manifest["groups"]] == [tuple(group) for group in metrics["groups"]]
+    kept = [len(group["kv_groups"]) for group in manifest["merged"]]
+    assert (set(kept), {len(group["channels"]) for group in manifest["merged"]}) == ({2}, {48})
+    others = [file for file in out.iterdir() if file.name != "flattengpt.json"]
+    assert manifest["sha256"] == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in others}
+    assert {file.name for file in others} >= {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_what_is_reported_can_be_measured_again(tmp_path: Path) -> None:
+    metrics = run(tmp_path, tmp_path / "out")
+    for name, folder in (("dense", tmp_path / "tiny"), ("compressed", tmp_path / "out")):
+        assert evaluate(folder, EVALUATION, device="cpu", progress=Silent()) == metrics[name]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_is_stopped_leaves_no_result(tmp_path: Path, stage: str) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, tmp_path / "out", progress=Recorder(stage), recovery=Recovery("lora", steps=2))
+    assert not (tmp_path / "out").exists()
+
+
+def test_stages_come_in_order(tmp_path: Path) -> None:
+    told = Recorder()
+    run(tmp_path, tmp_path / "out", progress=told, recovery=Recovery("lora", steps=2))
+    assert tuple(told.stages) == STAGES
+
+
+def test_a_dtype_can_be_chosen(tmp_path: Path) -> None:
+    run(tmp_path, tmp_path / "out", dtype="bfloat16")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_recovery_changes_weights_and_keeps_the_checkpoint_stock(tmp_path: Path) -> None:
+    run(tmp_path, tmp_path / "plain")
+    run(tmp_path, tmp_path / "trained", recovery=Recovery("lora", steps=20, rank=4, learning_rate=1e-2))
+    plain, trained = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "trained"))
+    assert plain.keys() == trained.keys()
+    assert "lm_head.weight" not in trained
+    assert not torch.equal(plain["model.layers.0.mlp.down_proj.weight"], trained["model.layers.0.mlp.down_proj.weight"])
+
+
+def test_too_little_text_is_said_before_any_layer_is_merged(tmp_path: Path) -> None:
+    told = Recorder()
+    greedy = dataclasses.replace(CALIBRATION, samples=4096, sequence_length=4096)
+    with pytest.raises(CalibrationNotFound, match="use fewer samples"):
+        run(tmp_path, tmp_path / "out", progress=told, calibration=greedy)
+    assert "compressing" not in told.stages
