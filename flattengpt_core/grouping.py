@@ -5,7 +5,6 @@ Source: FlattenGPT (arXiv 2602.08858), the layer grouping step, in its equivalen
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 Group = tuple[int, ...]
@@ -42,18 +41,3 @@ def group_layers(similarity: Tensor, target: int, kinds: Sequence[str] | None = 
         best = max(candidates, key=lambda at: similarity[groups[at][0], groups[at + 1][-1]].item())
         groups[best : best + 2] = [groups[best] + groups[best + 1]]
     return groups
-
-
-def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:
-    """Mean cosine similarity of the inputs of each pair of layers, (L, L) float32.
-
-    Args:
-        inputs: per layer the hidden states that enter it, each (tokens, width), scaled to unit length per token.
-    """
-    num_layers = len(inputs)
-    similarity = torch.eye(num_layers)
-    for later in range(num_layers):
-        for earlier in range(later):
-            mean_cosine = torch.linalg.vecdot(inputs[earlier].float(), inputs[later].float()).mean()
-            similarity[earlier, later] = similarity[later, earlier] = mean_cosine.item()
-    return similarity

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flattengpt_core.compress import Compressed
+from flattengpt_core.compressed import Compressed
 
 MANIFEST = "flattengpt.json"
 _VERSIONED = ("flattengpt", "torch", "transformers", "safetensors", "tokenizers", "peft")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flattengpt_core.compressed import MergedGroup
 from flattengpt_core.decoder import Decoder, without_outputs
 from flattengpt_core.families import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
 from flattengpt_core.flatten import flatten
@@ -28,22 +29,6 @@ class Pruner:
 
     heads: Callable[[WideOutput], NarrowOutput]
     channels: Callable[[WideOutput], NarrowOutput]
-
-
-@dataclass(frozen=True)
-class MergedGroup:
-    """What became of a group: kept key/value groups and channels (indices into the flattened layer), errors.
-
-    `attention_error` and `mlp_error` are ‖target − output‖² / ‖target‖² over the calibration tokens.
-    """
-
-    members: Group
-    kv_groups: list[int]
-    channels: list[int]
-    attention_ridge: float
-    mlp_ridge: float
-    attention_error: float
-    mlp_error: float
 
 
 @torch.inference_mode()

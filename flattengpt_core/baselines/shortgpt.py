@@ -6,6 +6,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from flattengpt_core.compressed import Compressed
+from flattengpt_core.models import Checkpoint, CheckpointWriter
+from flattengpt_core.progress import Progress
+from flattengpt_core.similarity import unit_hidden_states
+
 
 def block_influence(states: Sequence[Tensor]) -> Tensor:
     """`BI_i = 1 - E_t[cos(x_i,t, x_{i+1},t)]` of each layer, (L,) float32.
@@ -21,3 +26,20 @@ def block_influence(states: Sequence[Tensor]) -> Tensor:
 def layers_kept(influence: Tensor, keep: int) -> list[int]:
     """The `keep` layers of greatest influence, ascending; of equal ones the earlier stays."""
     return sorted(influence.argsort(descending=True, stable=True)[:keep].tolist())
+
+
+def compress(
+    source: Checkpoint,
+    folds: Sequence[Tensor],
+    writer: CheckpointWriter,
+    progress: Progress,
+    *,
+    layers: int,
+    device: torch.device,
+) -> Compressed:
+    """Keep the `layers` most influential layers as they are; see `compress.Compressor`."""
+    kept = layers_kept(block_influence(unit_hidden_states(source, folds, device=device)), layers)
+    for position, index in enumerate(kept):
+        writer.add_layer(source.layer(index), first_member=index)
+        progress.step(position + 1, layers)
+    return Compressed([(index,) for index in kept], [])

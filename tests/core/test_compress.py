@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flattengpt_core.compress import Compressed, compress_layers
+from flattengpt_core.compress import COMPRESSORS, compress_layers
+from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidTarget
+from flattengpt_core.methods import METHODS
 from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model
 from flattengpt_core.progress import Silent
 from flattengpt_core.prune import regressed_channels, regressed_heads
@@ -18,7 +20,10 @@ from tests.tiny_models import tiny_checkpoint
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "mistral", "qwen2"]
-METHODS = ["flattengpt", "flattengpt-paper", "shortgpt"]
+
+
+def test_every_method_has_its_code() -> None:
+    assert set(COMPRESSORS) == set(METHODS)
 
 
 def calibration(seed: int = 0) -> list[torch.Tensor]:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flattengpt_core.grouping import group_layers, layer_similarity
+from flattengpt_core.grouping import group_layers
+from flattengpt_core.similarity import layer_similarity
 
 
 def symmetric(rows: list[list[float]]) -> torch.Tensor:
