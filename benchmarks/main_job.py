@@ -1,6 +1,6 @@
 """The main job's claims on the demo model, 30 -> 24 layers without training: quality, time to compress, speed.
 
-python -m benchmarks.main_job --data FOLDER      (see `texts` for the files; about ten minutes on two cores)
+`make benchmark DATA=FOLDER` (see `texts` for the files); about 20 minutes on two cores.
 
 Writes `main_job.json` and `main_job.svg` beside this file. All methods get the same calibration windows and are
 reported on text that nothing was chosen on; timings are ratios of what was timed in turns in this process.
