@@ -53,11 +53,11 @@ def demo(data_dir: Path, output: Path, request: Mapping[str, Any] = REQUEST) -> 
     if job.metrics is None:
         raise CommandFailed(f"Job {job.id} succeeded without metrics.")
     out.print(metrics_table(job.metrics))
-    out.print(f"[bold]prompt[/]      {escape(PROMPT)}")
+    out.print(f"[bold]prompt[/]      {escape(PROMPT)}", soft_wrap=True)
     for name, folder in (("dense", dense), ("compressed", output / "model")):
         text = " ".join(continue_prompt(folder, PROMPT, new_tokens=NEW_TOKENS).split())
-        out.print(f"[bold]{name:<11}[/] {escape(text)}")
-    out.print(f"the job: {output / 'job.json'}   the checkpoint: {output / 'model'}")
+        out.print(f"[bold]{name:<11}[/] {escape(text)}", soft_wrap=True)
+    out.print(f"the job: {output / 'job.json'}   the checkpoint: {output / 'model'}", soft_wrap=True)
 
 
 def _run_job(client: Client, request: Mapping[str, Any]) -> Job:
