@@ -1,4 +1,4 @@
-"""The commands that work on this machine, without a service: compress and evaluate."""
+"""The commands that work on this machine, without a service: compress, compare and evaluate."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +8,9 @@ import typer
 from cli import options
 from cli.errors import BadUsage
 from cli.options import Json
-from cli.screen import err, metrics_table, out, print_json
-from flattengpt_core.options import Evaluation
+from cli.screen import comparison_table, err, metrics_table, out, print_json
+from flattengpt_core.methods import METHODS, UNPRUNED
+from flattengpt_core.options import Calibration, Evaluation
 from flattengpt_core.texts import PYTHON_DOCS, TEXTS
 from jobs.settings import Settings
 
@@ -75,6 +76,66 @@ def compress(
     else:
         out.print(metrics_table(metrics))
         out.print(str(folder), markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    model: Annotated[str, typer.Argument(help=f"{_MODEL_HELP}.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to create for the report and the checkpoints.")],
+    methods: Annotated[str, typer.Option(help=f"Some of {', '.join((*METHODS, UNPRUNED))}, joined by ','.")] = (
+        "shortgpt,flattengpt-paper,flattengpt-unpruned,flattengpt"
+    ),
+    sparsity: options.Sparsity = None,
+    layers: options.Layers = None,
+    calibration: Annotated[
+        str, typer.Option(help="A text or a mix 'a+b'; several joined by ',' are compared with each other.")
+    ] = "wikitext2",
+    samples: Annotated[int, typer.Option(min=2, max=4096, help="Windows of text to calibrate on.")] = 128,
+    sequence_length: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a calibration window.")] = 2048,
+    seed: Annotated[int, typer.Option(min=0, help="Which windows are chosen.")] = 0,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or file to report on; may be repeated.", show_default="the calibration's names"),
+    ] = None,
+    window: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a reported window.")] = 512,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many windows a text.", show_default="all")
+    ] = None,
+    benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of a Hub model.")] = "main",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compare methods on a model and a text of yours: the same calibration, seed and evaluation for all.
+
+    Writes compare.json, compare.html and each method's checkpoint.
+    """
+    from cli.comparison import compare_here
+
+    if folder.exists():
+        raise BadUsage(f"{folder} exists already; choose another folder, or remove it first.", field="--out")
+    datasets = calibration.split(",")
+    texts = text or [name for dataset in datasets for name in dataset.split("+") if name in TEXTS]
+    if not texts:
+        raise BadUsage("name a text to report on, another than is calibrated on.", field="--text")
+    found = compare_here(
+        model,
+        folder,
+        methods=methods.split(","),
+        sparsity=sparsity,
+        layers=layers,
+        datasets=datasets,
+        calibration=Calibration(samples=samples, sequence_length=sequence_length, seed=seed),
+        evaluation=Evaluation(tuple(dict.fromkeys(texts)), sequence_length=window, windows=limit, benchmark=benchmark),
+        revision=revision,
+        device=device,
+        settings=Settings(),
+    )
+    if as_json:
+        print_json(found)
+    else:
+        out.print(comparison_table(found["rows"]))
+        out.print(str(folder / "compare.html"), markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -77,6 +77,25 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
+def comparison_table(rows: list[dict[str, Any]]) -> Table:
+    """One line a row of a comparison; quality and speed also against the dense model."""
+    texts = list(rows[0]["perplexity"])
+    table = Table("method", "layers", "parameters", *(f"perplexity ({text})" for text in texts), "tokens/s ratio")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        qualities = [(row["perplexity"][text], row["perplexity"][text] / rows[0]["perplexity"][text]) for text in texts]
+        speed = row["tokens_per_second_ratio"]
+        table.add_row(
+            row["method"] if row["calibration"] is None else f"{row['method']} on {row['calibration']}",
+            str(row["layers"]),
+            f"{row['parameters']:,}",
+            *(f"{value:.2f} ({ratio:.2f}x)" for value, ratio in qualities),
+            "" if speed is None else f"{speed:.2f}",
+        )
+    return table
+
+
 def jobs_table(jobs: list[Job]) -> Table:
     """One line a job."""
     table = Table("id", "status", "progress", "model", "target", "created")

@@ -13,7 +13,7 @@ from torch import Tensor
 from flattengpt_core.baselines import shortgpt
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidTarget
-from flattengpt_core.grouping import group_layers
+from flattengpt_core.grouping import Group, group_layers
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Progress
 from flattengpt_core.prune import published_channels, published_heads, regressed_channels, regressed_heads
@@ -70,12 +70,17 @@ def merge_neighbours(
     device: torch.device,
 ) -> Compressed:
     """FlattenGPT: one pass says which layers are alike, one walk merges the groups and prunes them by `pruner`."""
+    groups = groups_to_merge(source, folds, layers=layers, device=device)
+    return Compressed(groups, walk(source, groups, folds, pruner, writer, progress, device=device))
+
+
+def groups_to_merge(source: Checkpoint, folds: Sequence[Tensor], *, layers: int, device: torch.device) -> list[Group]:
+    """The `layers` groups of neighbours that are most alike on the calibration windows. Raises InvalidTarget."""
     similarity = layer_similarity(unit_hidden_states(source, folds, device=device)[:-1])
     try:
-        groups = group_layers(similarity, layers, getattr(source.config, "layer_types", None))
+        return group_layers(similarity, layers, getattr(source.config, "layer_types", None))
     except ValueError as error:
         raise InvalidTarget(f"{layers} layers cannot be reached: {error}.", field="layers") from None
-    return Compressed(groups, walk(source, groups, folds, pruner, writer, progress, device=device))
 
 
 COMPRESSORS: dict[str, Compressor] = {

@@ -23,6 +23,7 @@ from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model, rep
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.progress import Progress
 from flattengpt_core.recover import lora_recover
+from flattengpt_core.texts import refuse_reported_calibration
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,6 +59,7 @@ def compress(
         FlattenGPTError: the model, the text or the target cannot be used.
         Exception: whatever `progress` raises to stop the run; nothing is then left under `out`.
     """
+    refuse_reported_calibration(calibration.dataset, evaluation.perplexity)
     aside = out.with_name(out.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -65,7 +67,7 @@ def compress(
     torch.manual_seed(calibration.seed)
 
     progress.stage("loading")
-    source = Checkpoint(_as_folder(model, aside / "source"))
+    source = Checkpoint(checkpoint_folder(model, aside / "source"))
     tokenizer = source.tokenizer()
     reported = evaluation_windows(tokenizer, evaluation)
 
@@ -109,7 +111,7 @@ def evaluate(model: Path, evaluation: Evaluation, *, device: str, progress: Prog
     """
     with TemporaryDirectory() as scratch:
         progress.stage("loading")
-        source = Checkpoint(_as_folder(model, Path(scratch) / "source"))
+        source = Checkpoint(checkpoint_folder(model, Path(scratch) / "source"))
         texts = evaluation_windows(source.tokenizer(), evaluation)
         progress.stage("evaluating")
         folders = {"model": source.folder}
@@ -130,7 +132,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _as_folder(model: Path, folder: Path) -> Path:
+def checkpoint_folder(model: Path, folder: Path) -> Path:
     """The checkpoint folder itself; a .gguf file is first turned into one, at `folder`."""
     if model.suffix == ".gguf" and model.is_file():
         gguf.convert(model, folder)

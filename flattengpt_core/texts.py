@@ -3,11 +3,13 @@
 A named text has a part to calibrate on, one to choose settings on and one to report on.
 """
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from flattengpt_core.errors import CalibrationNotFound
+from flattengpt_core.errors import CalibrationNotFound, InvalidRequest
 
 Part = Literal["calibration", "validation", "evaluation"]
 
@@ -44,6 +46,31 @@ def load_text(name: str, part: Part) -> str:
     raise CalibrationNotFound(
         f"{name!r} is no text: known names are {', '.join(TEXTS)}; else give an existing .txt or .jsonl file."
     )
+
+
+def refuse_reported_calibration(dataset: str, reported: Sequence[str]) -> None:
+    """Make sure that no file of `dataset` ('a' or 'a+b') is reported on; named texts keep their parts apart.
+
+    Raises:
+        InvalidRequest: a file is the same as a reported one, also under another name.
+    """
+    calibrated = {digest: name for name in dataset.split("+") if (digest := _digest(name)) is not None}
+    for name in reported:
+        twin = calibrated.get(_digest(name) or b"")
+        if twin is not None:
+            raise InvalidRequest(
+                f"{name!r} is what is calibrated on, too ({twin!r}): report on another text, or the figure says "
+                "nothing about new text.",
+                field="evaluation.perplexity",
+            )
+
+
+def _digest(name: str) -> bytes | None:
+    """The SHA-256 of the file of that name; None if it is a text's name or no file."""
+    if name in TEXTS or not Path(name).is_file():
+        return None
+    with Path(name).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def join_rows(rows: list[str]) -> str:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from tests.cli.conftest import TINY_JOB
 
-LOCAL = ["compress", "evaluate", "serve", "worker", "sweep", "migrate"]
+LOCAL = ["compress", "compare", "evaluate", "serve", "worker", "sweep", "migrate"]
 REMOTE = ["submit", "watch", "list", "show", "cancel", "download"]
 
 
@@ -93,6 +93,42 @@ def test_evaluate_reports_json(data_dir: Path) -> None:
     found = json.loads(done.stdout)
     assert found["layers"] == 6
     assert found["perplexity"]["python-docs"] > 1
+
+
+def test_compare_writes_a_page_and_its_numbers(data_dir: Path, tmp_path: Path) -> None:
+    options = ["--layers", "4", "--samples", "8", "--sequence-length", "64", "--window", "64", "--limit", "4"]
+    out = tmp_path / "report"
+    texts = ["--calibration", "python-docs", "--methods", "shortgpt,flattengpt-unpruned,flattengpt", "--no-benchmark"]
+    done = run("compare", "local:tiny", "--out", str(out), *options, *texts, "--json", data_dir=data_dir)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == json.loads((out / "compare.json").read_text())
+    assert [row["method"] for row in found["rows"]] == ["dense", "shortgpt", "flattengpt-unpruned", "flattengpt"]
+    assert "flattengpt-unpruned" in (out / "compare.html").read_text()
+    shown = run("compare", "local:tiny", "--out", str(out), *options, *texts, data_dir=data_dir)
+    assert (shown.exit_code, "exists already" in shown.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "4", "--methods", "magic"], "unknown method 'magic'"),
+        (["--layers", "4", "--methods", "shortgpt,shortgpt"], "named twice"),
+        (["--layers", "6"], "layers is 6, but the model has 6"),
+        ([], "exactly one of sparsity"),
+        (["--layers", "4", "--calibration", "{text}"], "name a text to report on"),
+        (["--layers", "4", "--calibration", "{text}", "--text", "{copy}"], "is what is calibrated on, too"),
+    ],
+)
+def test_compare_refuses_bad_usage(data_dir: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    text, copy = tmp_path / "text.txt", tmp_path / "copy.txt"
+    for file in (text, copy):
+        file.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    filled = [argument.format(text=text, copy=copy) for argument in arguments]
+    done = run("compare", "local:tiny", "--out", str(tmp_path / "out"), *filled, data_dir=data_dir)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.txt", "text.txt"]
 
 
 def test_submit_watch_show_list_and_download(url: str, spec_file: Path, tmp_path: Path) -> None:

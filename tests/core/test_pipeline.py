@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flattengpt_core.errors import CalibrationNotFound
+from flattengpt_core.errors import CalibrationNotFound, InvalidRequest
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.pipeline import compress, evaluate
 from flattengpt_core.progress import STAGES, Progress, Silent
@@ -44,6 +44,7 @@ def run(
     *,
     progress: Progress | None = None,
     calibration: Calibration = CALIBRATION,
+    evaluation: Evaluation = EVALUATION,
     recovery: Recovery | None = None,
     dtype: str = "auto",
 ) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def run(
         method="flattengpt",
         calibration=calibration,
         recovery=recovery or Recovery(),
-        evaluation=EVALUATION,
+        evaluation=evaluation,
         device="cpu",
         dtype=dtype,
         progress=progress or Silent(),
@@ -113,6 +114,18 @@ def test_recovery_changes_weights_and_keeps_the_checkpoint_stock(tmp_path: Path)
     assert plain.keys() == trained.keys()
     assert "lm_head.weight" not in trained
     assert not torch.equal(plain["model.layers.0.mlp.down_proj.weight"], trained["model.layers.0.mlp.down_proj.weight"])
+
+
+def test_what_is_calibrated_on_is_not_reported_on(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    with pytest.raises(InvalidRequest, match="report on another text"):
+        run(
+            tmp_path,
+            tmp_path / "out",
+            calibration=dataclasses.replace(CALIBRATION, dataset=str(text)),
+            evaluation=dataclasses.replace(EVALUATION, perplexity=(str(text),)),
+        )
 
 
 def test_too_little_text_is_said_before_any_layer_is_merged(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""A comparison as one self-contained page: its table, quality against size, time and memory. Pure text from numbers."""
+
+import io
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from flattengpt_core.methods import UNPRUNED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_GIBI = 1024**3
+
+
+def comparison_page(found: Mapping[str, Any]) -> str:
+    """The page for what `compare.compare` returns; it loads nothing from anywhere."""
+    rows = [dict(row, label=_label(row, found["calibration"]["datasets"])) for row in found["rows"]]
+    texts = list(rows[0]["perplexity"])
+    compressed = [row for row in rows if row["compress_seconds"] is not None]
+    drawings = [partial(_quality, rows, text) for text in texts]
+    if compressed:
+        drawings.append(partial(_bars, compressed, "compress_seconds", 1, "seconds to compress"))
+        drawings.append(partial(_bars, compressed, "peak_memory_bytes", _GIBI, "peak memory, GiB"))
+    environment = Environment(
+        loader=PackageLoader("flattengpt_core"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("compare.html").render(
+        found=found,
+        rows=rows,
+        texts=texts,
+        unpruned=UNPRUNED if any(row["method"] == UNPRUNED for row in rows) else None,
+        figures=[_svg(draw) for draw in drawings],
+    )
+
+
+def _label(row: Mapping[str, Any], datasets: list[str]) -> str:
+    """The row's method, and its calibration where there are several."""
+    if len(datasets) == 1 or row["calibration"] is None:
+        return str(row["method"])
+    return f"{row['method']} on {_short(row['calibration'])}"
+
+
+def _short(dataset: str) -> str:
+    """A text or mix without the folders of its files."""
+    return "+".join(Path(name).name for name in dataset.split("+"))
+
+
+def _quality(rows: list[dict[str, Any]], text: str, axes: "Axes") -> None:
+    for row in rows:
+        place = (row["parameters"] / 1e6, row["perplexity"][text])
+        axes.scatter(*place)
+        axes.annotate(row["label"], place, xytext=(4, 4), textcoords="offset points", fontsize=8, parse_math=False)
+    axes.set(xlabel="parameters, millions", yscale="log")
+    axes.set_ylabel(f"perplexity, {_short(text)}", parse_math=False)
+    axes.margins(x=0.2)
+
+
+def _bars(rows: list[dict[str, Any]], key: str, unit: float, label: str, axes: "Axes") -> None:
+    places = range(len(rows))
+    bars = axes.barh(places, [row[key] / unit for row in rows])
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set_yticks(places, [row["label"] for row in rows], parse_math=False)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set(xlabel=label)
+
+
+def _svg(draw: Callable[["Axes"], None]) -> Markup:
+    """What `draw` draws, to stand within a page; matplotlib escapes the texts in it."""
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    draw(axes)
+    axes.spines[["top", "right"]].set_visible(False)
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return Markup(drawn.getvalue()[drawn.getvalue().index("<svg") :])
