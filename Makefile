@@ -16,8 +16,9 @@ help:  ## list these commands
 demo: $(READY)  ## compress the demo model through the service, from nothing, and show what it did
 	$(BIN)/python -m cli.demo
 
+# A thread a test process: more of them wait for each other on few cores.
 test: check  ## every check and every test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 serve: $(READY)  ## the service on http://127.0.0.1:8000, for this machine only
 	FLATTENGPT_AUTH=none $(BIN)/flattengpt serve
