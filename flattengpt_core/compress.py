@@ -13,7 +13,7 @@ from torch import Tensor
 from flattengpt_core.baselines import shortgpt
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidTarget
-from flattengpt_core.grouping import group_layers
+from flattengpt_core.grouping import Group, group_layers
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Progress
 from flattengpt_core.prune import published_channels, published_heads, regressed_channels, regressed_heads
@@ -71,11 +71,16 @@ def merge_neighbours(
 ) -> Compressed:
     """FlattenGPT: one pass says which layers are alike, one walk merges the groups and prunes them by `pruner`."""
     similarity = layer_similarity(unit_hidden_states(source, folds, device=device)[:-1])
+    groups = choose_groups(similarity, layers, source.kinds)
+    return Compressed(groups, walk(source, groups, folds, pruner, writer, progress, device=device))
+
+
+def choose_groups(similarity: Tensor, layers: int, kinds: Sequence[str] | None) -> list[Group]:
+    """As `group_layers`, but a target that cannot be reached raises InvalidTarget."""
     try:
-        groups = group_layers(similarity, layers, getattr(source.config, "layer_types", None))
+        return group_layers(similarity, layers, kinds)
     except ValueError as error:
         raise InvalidTarget(f"{layers} layers cannot be reached: {error}.", field="layers") from None
-    return Compressed(groups, walk(source, groups, folds, pruner, writer, progress, device=device))
 
 
 COMPRESSORS: dict[str, Compressor] = {
