@@ -1,4 +1,4 @@
-"""The commands that work on this machine, without a service: compress, compare and evaluate."""
+"""The commands that work on this machine, without a service: compress, compare, evaluate and diagnose."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +11,16 @@ from cli.options import Json
 from cli.screen import comparison_table, err, metrics_table, out, print_json
 from flattengpt_core.methods import METHODS, UNPRUNED
 from flattengpt_core.options import Calibration, Evaluation
-from flattengpt_core.texts import PYTHON_DOCS, TEXTS
+from flattengpt_core.texts import PYTHON_DOCS, TEXTS, WIKITEXT2
 from jobs.settings import Settings
 
 app = typer.Typer()
 
 Device = Annotated[str, typer.Option(help="auto takes a GPU if there is one; else cpu, cuda, cuda:1 ...")]
+CalibrationText = Annotated[
+    str | None,
+    typer.Option(help=f"{', '.join(TEXTS)}, a .txt or .jsonl file, or several joined by '+'.", show_default=WIKITEXT2),
+]
 _MODEL_HELP = f"{options.MODEL_HELP}, a checkpoint folder, a .gguf file"
 
 
@@ -27,12 +31,7 @@ def compress(
     sparsity: options.Sparsity = None,
     layers: options.Layers = None,
     method: options.Method = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{', '.join(TEXTS)}, a .txt or .jsonl file, or several joined by '+'.", show_default="wikitext2"
-        ),
-    ] = None,
+    calibration: CalibrationText = None,
     samples: options.Samples = None,
     sequence_length: options.SequenceLength = None,
     seed: options.Seed = None,
@@ -68,8 +67,7 @@ def compress(
     request = options.read_request(model, given)
     if request.pop("publish", None):
         err.print("publish is the service's to do (flattengpt submit); nothing is uploaded from here")
-    if folder.exists():
-        raise BadUsage(f"{folder} exists already; choose another folder, or remove it first.", field="--out")
+    _refuse_existing(folder)
     metrics = compress_here(request, folder, calibration=calibration, texts=text, device=device, settings=Settings())
     if as_json:
         print_json(metrics)
@@ -112,8 +110,7 @@ def compare(
     """
     from cli.comparison import compare_here
 
-    if folder.exists():
-        raise BadUsage(f"{folder} exists already; choose another folder, or remove it first.", field="--out")
+    _refuse_existing(folder)
     datasets = calibration.split(",")
     texts = text or [name for dataset in datasets for name in dataset.split("+") if name in TEXTS]
     if not texts:
@@ -171,3 +168,45 @@ def evaluate(
         out.print(f"perplexity ({name}): {value:.3f}", markup=False)
     if benchmark:
         out.print(f"{metrics['tokens_per_second']:.1f} tokens/s, {metrics['latency_ms']:.1f} ms a prompt of 512 tokens")
+
+
+@app.command()
+def diagnose(
+    model: Annotated[str, typer.Argument(metavar="MODEL|SPEC.yaml", help=f"{_MODEL_HELP}, or a request file.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to create for the figures and the JSON.")],
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the layers to remove, to show groups for.", show_default="0.2")
+    ] = None,
+    layers: options.Layers = None,
+    calibration: CalibrationText = None,
+    samples: options.Samples = None,
+    sequence_length: options.SequenceLength = None,
+    seed: options.Seed = None,
+    revision: options.Revision = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show how well a model's layers can merge: similarity, variance by depth, Jacobians, block influence."""
+    from cli.diagnosis import diagnose_here
+
+    given = {
+        "sparsity": sparsity,
+        "layers": layers,
+        "calibration.samples": samples,
+        "calibration.sequence_length": sequence_length,
+        "calibration.seed": seed,
+        "revision": revision,
+    }
+    request = options.read_request(model, given)
+    _refuse_existing(folder)
+    report = diagnose_here(request, folder, calibration=calibration, device=device, settings=Settings())
+    if as_json:
+        print_json(report)
+    else:
+        out.print(report["reading"], markup=False)
+        out.print(str(folder), markup=False, soft_wrap=True)
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists():
+        raise BadUsage(f"{folder} exists already; choose another folder, or remove it first.", field="--out")

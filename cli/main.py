@@ -29,8 +29,8 @@ def flattengpt(
 ) -> None:
     """Make a language model shallower: a checkpoint in, a stock checkpoint with fewer layers out.
 
-    `compress` and `evaluate` work on this machine without a service. `submit`, `watch`, `list`, `show`, `cancel` and
-    `download` talk to one, which `serve` runs. Exit codes: 0 good, 1 failed, 2 bad usage.
+    `compress`, `evaluate` and `diagnose` work on this machine without a service. `submit`, `watch`, `list`, `show`,
+    `cancel` and `download` talk to one, which `serve` runs. Exit codes: 0 good, 1 failed, 2 bad usage.
     """
 
 

@@ -77,8 +77,13 @@ def merge_neighbours(
 def groups_to_merge(source: Checkpoint, folds: Sequence[Tensor], *, layers: int, device: torch.device) -> list[Group]:
     """The `layers` groups of neighbours that are most alike on the calibration windows. Raises InvalidTarget."""
     similarity = layer_similarity(unit_hidden_states(source, folds, device=device)[:-1])
+    return choose_groups(similarity, layers, source.kinds)
+
+
+def choose_groups(similarity: Tensor, layers: int, kinds: Sequence[str] | None) -> list[Group]:
+    """As `group_layers`, but a target that cannot be reached raises InvalidTarget."""
     try:
-        return group_layers(similarity, layers, getattr(source.config, "layer_types", None))
+        return group_layers(similarity, layers, kinds)
     except ValueError as error:
         raise InvalidTarget(f"{layers} layers cannot be reached: {error}.", field="layers") from None
 

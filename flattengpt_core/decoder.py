@@ -87,11 +87,19 @@ class Decoder:
 
     def run(self, weights: LayerWeights, index: int, stream: Tensor) -> Tensor:
         """The residual stream (windows, length, width) after layer `index` with these weights."""
-        layer, after = self.layer(weights, index), torch.empty_like(stream)
+        return self.run_layer(self.layer(weights, index), stream)
+
+    def run_layer(self, layer: DecoderLayer, stream: Tensor) -> Tensor:
+        """The residual stream (windows, length, width) after `layer`."""
+        after = torch.empty_like(stream)
         for chunk in self.chunks(stream):
-            between = stream[chunk] + self.attend(layer, stream[chunk])
-            after[chunk] = between + self.transform(layer, between)
+            after[chunk] = self.block(layer, stream[chunk])
         return after
+
+    def block(self, layer: DecoderLayer, hidden: Tensor) -> Tensor:
+        """The residual stream (chunk, length, width) after both sublayers of `layer`, all windows at once."""
+        between = hidden + self.attend(layer, hidden)
+        return between + self.transform(layer, between)
 
     def _mask(self, layer: DecoderLayer) -> Tensor | None:
         if isinstance(self._masks, dict):

@@ -46,6 +46,11 @@ class Checkpoint:
         self.raw_config = families.allowed_config(self.info.config)
         self.config = _checked_config(self.info.family, self.raw_config, folder.name)
 
+    @property
+    def kinds(self) -> list[str] | None:
+        """What attention each layer uses, where the config says so; layers of different kinds cannot merge."""
+        return getattr(self.config, "layer_types", None)
+
     @cached_property
     def _file_of(self) -> dict[str, Path]:
         located = {}

@@ -3,9 +3,11 @@
 The result folder appears under its final name only when it is complete.
 """
 
+import json
 import resource
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flattengpt_core import gguf
+from flattengpt_core import diagnostics, figures, gguf
 from flattengpt_core.calibration import TextWindows, evaluation_windows
 from flattengpt_core.card import card
-from flattengpt_core.compress import compress_layers
+from flattengpt_core.compress import choose_groups, compress_layers
 from flattengpt_core.evaluate import measure
 from flattengpt_core.manifest import move_into_place, write_manifest
 from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model, replace_weights
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.progress import Progress
+from flattengpt_core.reading import reading
 from flattengpt_core.recover import lora_recover
 from flattengpt_core.texts import refuse_reported_calibration
 
@@ -116,6 +119,54 @@ def evaluate(model: Path, evaluation: Evaluation, *, device: str, progress: Prog
         progress.stage("evaluating")
         folders = {"model": source.folder}
         return measure(folders, texts, evaluation, device=pick_device(device), progress=progress)["model"]
+
+
+def diagnose(
+    model: Path, out: Path, *, name: str, layers: int, calibration: Calibration, device: str, progress: Progress
+) -> dict[str, Any]:
+    """Measure how well the layers of the checkpoint folder or .gguf file `model` can merge, into the new folder `out`.
+
+    Args:
+        name: what the result calls the model.
+        layers: the target that the groups are chosen for, as `compress` by `flattengpt` would.
+
+    Returns:
+        What `diagnose.json` holds: `model`, its `layers`, `calibration`, the fields of `diagnostics.Diagnosis`,
+        `groups` and the `reading`.
+
+    Raises:
+        FlattenGPTError: the model, the text or the target cannot be used; nothing is then left under `out`.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.", suffix=".partial") as scratch:
+        where = pick_device(device)
+        progress.stage("loading")
+        source = Checkpoint(checkpoint_folder(model, Path(scratch) / "source"))
+        tokenizer = source.tokenizer()
+
+        progress.stage("calibrating")
+        text = TextWindows(tokenizer, calibration.dataset, length=calibration.sequence_length, seed=calibration.seed)
+        folds = text.folds(calibration.samples)
+
+        progress.stage("diagnosing")
+        found = diagnostics.diagnose(source, folds, progress, seed=calibration.seed, device=where)
+        groups = choose_groups(found.similarity, layers, source.kinds)
+        report = {
+            "model": name,
+            "layers": source.info.num_layers,
+            "calibration": asdict(calibration),
+            "groups": [list(group) for group in groups],
+            **found.as_dict(),
+            "reading": reading(found, groups, diagnostics.fewest_alike(found.similarity, source.kinds)),
+        }
+
+        progress.stage("drawing")
+        result = Path(scratch) / "result"
+        result.mkdir()
+        (result / "diagnose.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        figures.draw(found, groups, name, result)
+        move_into_place(result, out)
+    return report
 
 
 def pick_device(device: str) -> torch.device:

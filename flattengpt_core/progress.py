@@ -10,7 +10,7 @@ class Progress(Protocol):
     """The caller's side of a run. Any method may raise, which stops the run between two units of work."""
 
     def stage(self, name: str) -> None:
-        """A stage of `STAGES` begins."""
+        """A stage begins: one of `STAGES`, or of another command."""
 
     def step(self, done: int, total: int) -> None:
         """`done` of `total` units of the current stage are finished (a unit is a layer, a window, a step)."""

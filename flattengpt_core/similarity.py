@@ -3,33 +3,57 @@
 Source: FlattenGPT (arXiv 2602.08858), the similarity behind its layer grouping.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flattengpt_core.decoder import Decoder
+from flattengpt_core.decoder import Decoder, DecoderLayer
 from flattengpt_core.models import Checkpoint
 
 SIMILARITY_TOKENS = 4096
 """Tokens the similarity is averaged over; more changed no group on the demo model."""
 
 
-@torch.inference_mode()
-def unit_hidden_states(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.device) -> list[Tensor]:
-    """The L + 1 hidden states before, between and after the layers, scaled to unit length, (tokens, width) each.
+@dataclass(frozen=True)
+class LayerRun:
+    """A layer of the dense model and the hidden states (windows, length, width) that enter and leave it."""
 
-    From about SIMILARITY_TOKENS tokens, taken evenly from the folds.
+    layer: DecoderLayer
+    before: Tensor
+    after: Tensor
+
+
+def dense_pass(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.device) -> Iterator[LayerRun]:
+    """Run the layers one after the other, so that memory never holds more than two of them.
+
+    On about SIMILARITY_TOKENS tokens, taken evenly from the folds.
     """
     length = folds[0].shape[1]
-    share = max(1, SIMILARITY_TOKENS // length // len(folds))
-    tokens = torch.cat([fold[:share] for fold in folds]).to(device)
+    tokens = subsample(folds, SIMILARITY_TOKENS).to(device)
     decoder = Decoder(source.config, window_length=length, device=device)
     hidden = torch.nn.functional.embedding(tokens, source.tensor("model.embed_tokens.weight").to(device, torch.float32))
-    states = [_unit(hidden)]
     for index in range(source.info.num_layers):
-        hidden = decoder.run(source.layer(index), index, hidden)
-        states.append(_unit(hidden))
+        layer = decoder.layer(source.layer(index), index)
+        before, hidden = hidden, decoder.run_layer(layer, hidden)
+        yield LayerRun(layer, before, hidden)
+
+
+def subsample(folds: Sequence[Tensor], tokens: int) -> Tensor:
+    """About so many tokens in whole windows (n, length), spread over the folds: each holds its texts in a row."""
+    length = folds[0].shape[1]
+    share = max(1, tokens // length // len(folds))
+    return torch.cat([fold[torch.linspace(0, len(fold) - 1, min(share, len(fold))).round().long()] for fold in folds])
+
+
+@torch.inference_mode()
+def unit_hidden_states(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.device) -> list[Tensor]:
+    """The L + 1 hidden states of `dense_pass` before, between and after the layers, see `unit_length`."""
+    states: list[Tensor] = []
+    for run in dense_pass(source, folds, device=device):
+        states = states or [unit_length(run.before)]
+        states.append(unit_length(run.after))
     return states
 
 
@@ -48,5 +72,6 @@ def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:
     return similarity
 
 
-def _unit(hidden: Tensor) -> Tensor:
+def unit_length(hidden: Tensor) -> Tensor:
+    """Hidden states (windows, length, width) as (tokens, width), each token's scaled to unit length."""
     return torch.nn.functional.normalize(hidden.flatten(0, 1), dim=-1)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from tests.cli.conftest import TINY_JOB
 
-LOCAL = ["compress", "compare", "evaluate", "serve", "worker", "sweep", "migrate"]
+LOCAL = ["compress", "compare", "evaluate", "diagnose", "serve", "worker", "sweep", "migrate"]
 REMOTE = ["submit", "watch", "list", "show", "cancel", "download"]
 
 
