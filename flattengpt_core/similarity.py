@@ -1,14 +1,15 @@
-"""How alike the layers' inputs are: one dense pass over a subsample, and the mean cosine of each pair.
+"""How alike the layers' inputs are: one dense pass over a subsample, and the mean cosine or angle of each pair.
 
 Source: FlattenGPT (arXiv 2602.08858), the similarity behind its layer grouping.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flattengpt_core.decoder import Decoder
+from flattengpt_core.decoder import Decoder, embed
 from flattengpt_core.models import Checkpoint
 
 SIMILARITY_TOKENS = 4096
@@ -19,18 +20,27 @@ SIMILARITY_TOKENS = 4096
 def unit_hidden_states(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.device) -> list[Tensor]:
     """The L + 1 hidden states before, between and after the layers, scaled to unit length, (tokens, width) each.
 
-    From about SIMILARITY_TOKENS tokens, taken evenly from the folds.
+    From the windows that `sampled` takes.
     """
-    length = folds[0].shape[1]
-    share = max(1, SIMILARITY_TOKENS // length // len(folds))
-    tokens = torch.cat([fold[:share] for fold in folds]).to(device)
-    decoder = Decoder(source.config, window_length=length, device=device)
-    hidden = torch.nn.functional.embedding(tokens, source.tensor("model.embed_tokens.weight").to(device, torch.float32))
-    states = [_unit(hidden)]
+    tokens = sampled(folds)
+    decoder = Decoder(source.config, window_length=tokens.shape[1], device=device)
+    hidden = embed(source, tokens, device)
+    states = [unit(hidden)]
     for index in range(source.info.num_layers):
         hidden = decoder.run(source.layer(index), index, hidden)
-        states.append(_unit(hidden))
+        states.append(unit(hidden))
     return states
+
+
+def sampled(folds: Sequence[Tensor]) -> Tensor:
+    """Windows of about SIMILARITY_TOKENS tokens, the first of each fold in equal shares; (windows, length)."""
+    share = max(1, SIMILARITY_TOKENS // folds[0].shape[1] // len(folds))
+    return torch.cat([fold[:share] for fold in folds])
+
+
+def unit(hidden: Tensor) -> Tensor:
+    """Hidden states (windows, length, width), each scaled to unit length; (tokens, width)."""
+    return torch.nn.functional.normalize(hidden.flatten(0, 1), dim=-1)
 
 
 def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:
@@ -48,5 +58,11 @@ def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:
     return similarity
 
 
-def _unit(hidden: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(hidden.flatten(0, 1), dim=-1)
+def angular_distance(before: Tensor, after: Tensor) -> float:
+    """`E_t[arccos(cos(x_t, y_t))] / pi`, 0 for the same direction and 1 for opposite ones.
+
+    Args:
+        before, after: hidden states of the same tokens, each (tokens, width), scaled to unit length per token.
+    """
+    cosine = torch.linalg.vecdot(before.float(), after.float()).clamp(-1, 1)
+    return cosine.arccos().mean().item() / math.pi
