@@ -67,7 +67,12 @@ def top_units(score: Tensor, keep: int) -> Tensor:
 
 def contribution_magnitude(moments: Moments, weight: Tensor, unit: int) -> Tensor:
     """The paper's head importance, E[|z_c|] · ‖W_O,c‖ summed over a unit's features; (units,)."""
-    return (moments.magnitude / moments.tokens * weight.norm(dim=1)).view(-1, unit).sum(1)
+    return magnitude_times_norm(moments.magnitude / moments.tokens, weight, unit)
+
+
+def magnitude_times_norm(magnitude: Tensor, weight: Tensor, unit: int) -> Tensor:
+    """The features' mean magnitude (m,) times the norm of their rows of `weight` (m, d), summed by unit; (units,)."""
+    return (magnitude * weight.norm(dim=1)).view(-1, unit).sum(1)
 
 
 def leverage(gram: Tensor, ridge: Tensor | float) -> Tensor:

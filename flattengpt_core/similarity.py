@@ -1,15 +1,16 @@
-"""How alike the layers' inputs are: one dense pass over a subsample, and the mean cosine of each pair.
+"""How alike the layers' inputs are: one dense pass over a subsample, and the mean cosine or angle of each pair.
 
 Source: FlattenGPT (arXiv 2602.08858), the similarity behind its layer grouping.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flattengpt_core.decoder import Decoder, DecoderLayer
+from flattengpt_core.decoder import Decoder, DecoderLayer, embed
 from flattengpt_core.models import Checkpoint
 
 SIMILARITY_TOKENS = 4096
@@ -33,7 +34,7 @@ def dense_pass(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.dev
     length = folds[0].shape[1]
     tokens = subsample(folds, SIMILARITY_TOKENS).to(device)
     decoder = Decoder(source.config, window_length=length, device=device)
-    hidden = torch.nn.functional.embedding(tokens, source.tensor("model.embed_tokens.weight").to(device, torch.float32))
+    hidden = embed(source, tokens, device)
     for index in range(source.info.num_layers):
         layer = decoder.layer(source.layer(index), index)
         before, hidden = hidden, decoder.run_layer(layer, hidden)
@@ -57,6 +58,17 @@ def unit_hidden_states(source: Checkpoint, folds: Sequence[Tensor], *, device: t
     return states
 
 
+def sampled(folds: Sequence[Tensor]) -> Tensor:
+    """Windows of about SIMILARITY_TOKENS tokens, the first of each fold in equal shares; (windows, length)."""
+    share = max(1, SIMILARITY_TOKENS // folds[0].shape[1] // len(folds))
+    return torch.cat([fold[:share] for fold in folds])
+
+
+def unit(hidden: Tensor) -> Tensor:
+    """Hidden states (windows, length, width), each scaled to unit length; (tokens, width)."""
+    return torch.nn.functional.normalize(hidden.flatten(0, 1), dim=-1)
+
+
 def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:
     """Mean cosine similarity of the inputs of each pair of layers, (L, L) float32.
 
@@ -75,3 +87,13 @@ def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:
 def unit_length(hidden: Tensor) -> Tensor:
     """Hidden states (windows, length, width) as (tokens, width), each token's scaled to unit length."""
     return torch.nn.functional.normalize(hidden.flatten(0, 1), dim=-1)
+
+
+def angular_distance(before: Tensor, after: Tensor) -> float:
+    """`E_t[arccos(cos(x_t, y_t))] / pi`, 0 for the same direction and 1 for opposite ones.
+
+    Args:
+        before, after: hidden states of the same tokens, each (tokens, width), scaled to unit length per token.
+    """
+    cosine = torch.linalg.vecdot(before.float(), after.float()).clamp(-1, 1)
+    return cosine.arccos().mean().item() / math.pi

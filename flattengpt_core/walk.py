@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flattengpt_core.compressed import MergedGroup
-from flattengpt_core.decoder import Decoder, without_outputs
+from flattengpt_core.decoder import Decoder, embed, without_outputs
 from flattengpt_core.families import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
 from flattengpt_core.flatten import flatten
 from flattengpt_core.grouping import Group
@@ -50,12 +50,12 @@ def walk(
         groups: a partition of the layers into runs of neighbours.
         folds: calibration windows (windows, length) of token ids, in disjoint sets, e.g. one a text.
     """
-    tokens = torch.cat(list(folds)).to(device)
+    tokens = torch.cat(list(folds))
     decoder = Decoder(source.config, window_length=tokens.shape[1], device=device)
     bounds = _fold_slices(folds)
     last_merge = max((i for i, group in enumerate(groups) if len(group) > 1), default=-1)
     merged: list[MergedGroup] = []
-    dense = torch.nn.functional.embedding(tokens, source.tensor("model.embed_tokens.weight").to(device, torch.float32))
+    dense = embed(source, tokens, device)
     compressed = dense
     for position, group in enumerate(groups):
         if len(group) == 1:
