@@ -52,6 +52,12 @@ def deal(texts: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat([windows[fold::FOLDS] for windows in texts]) for fold in range(FOLDS)]
 
 
+def subsample(folds: Sequence[Tensor], tokens: int) -> Tensor:
+    """The first windows of each fold, equally many and at least one, (n, length): about `tokens` tokens in all."""
+    share = max(1, tokens // folds[0].shape[1] // len(folds))
+    return torch.cat([fold[:share] for fold in folds])
+
+
 class TextWindows:
     """The calibration parts of the texts in `dataset` ('a' or 'a+b'), in shuffled windows of `length` tokens.
 

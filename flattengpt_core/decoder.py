@@ -87,7 +87,11 @@ class Decoder:
 
     def run(self, weights: LayerWeights, index: int, stream: Tensor) -> Tensor:
         """The residual stream (windows, length, width) after layer `index` with these weights."""
-        layer, after = self.layer(weights, index), torch.empty_like(stream)
+        return self.through(self.layer(weights, index), stream)
+
+    def through(self, layer: DecoderLayer, stream: Tensor) -> Tensor:
+        """The residual stream (windows, length, width) after `layer`."""
+        after = torch.empty_like(stream)
         for chunk in self.chunks(stream):
             between = stream[chunk] + self.attend(layer, stream[chunk])
             after[chunk] = between + self.transform(layer, between)

@@ -3,12 +3,14 @@
 Source: FlattenGPT (arXiv 2602.08858), the similarity behind its layer grouping.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from flattengpt_core.calibration import subsample
 from flattengpt_core.decoder import Decoder
+from flattengpt_core.language_head import embed
 from flattengpt_core.models import Checkpoint
 
 SIMILARITY_TOKENS = 4096
@@ -21,16 +23,18 @@ def unit_hidden_states(source: Checkpoint, folds: Sequence[Tensor], *, device: t
 
     From about SIMILARITY_TOKENS tokens, taken evenly from the folds.
     """
-    length = folds[0].shape[1]
-    share = max(1, SIMILARITY_TOKENS // length // len(folds))
-    tokens = torch.cat([fold[:share] for fold in folds]).to(device)
-    decoder = Decoder(source.config, window_length=length, device=device)
-    hidden = torch.nn.functional.embedding(tokens, source.tensor("model.embed_tokens.weight").to(device, torch.float32))
-    states = [_unit(hidden)]
+    tokens = subsample(folds, SIMILARITY_TOKENS)
+    decoder = Decoder(source.config, window_length=tokens.shape[1], device=device)
+    return [_unit(hidden) for hidden in hidden_states(source, decoder, tokens)]
+
+
+def hidden_states(source: Checkpoint, decoder: Decoder, tokens: Tensor) -> Iterator[Tensor]:
+    """The L + 1 hidden states before, between and after the layers, (windows, length, width) each."""
+    hidden = embed(source, tokens, device=decoder.device)
+    yield hidden
     for index in range(source.info.num_layers):
         hidden = decoder.run(source.layer(index), index, hidden)
-        states.append(_unit(hidden))
-    return states
+        yield hidden
 
 
 def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flattengpt_core.calibration import TextWindows, cut_windows, deal
+from flattengpt_core.calibration import TextWindows, cut_windows, deal, subsample
 from flattengpt_core.errors import CalibrationNotFound
 from flattengpt_core.texts import Part, join_rows, load_text
 from tests.tiny_models import byte_tokenizer
@@ -94,3 +94,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
 def test_an_unknown_text_lists_the_known() -> None:
     with pytest.raises(CalibrationNotFound, match=r"wikitext2, python-docs; else give an existing \.txt or \.jsonl"):
         load_text("moby-dick", "calibration")
+
+
+def test_a_subsample_takes_the_first_windows_of_each_fold_alike() -> None:
+    first, second = torch.arange(80).view(10, 8), torch.arange(80, 160).view(10, 8)
+    assert torch.equal(subsample([first, second], 50), torch.cat([first[:3], second[:3]]))
+    assert torch.equal(subsample([first, second], 1), torch.cat([first[:1], second[:1]]))
+    assert torch.equal(subsample([first, second], 10_000), torch.cat([first, second]))
