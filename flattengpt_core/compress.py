@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flattengpt_core.baselines import shortgpt, sleb
+from flattengpt_core.baselines import laco, shortgpt, sleb
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidTarget
 from flattengpt_core.grouping import group_layers
@@ -83,4 +83,5 @@ COMPRESSORS: dict[str, Compressor] = {
     "flattengpt-paper": partial(merge_neighbours, Pruner(published_heads, published_channels)),
     "shortgpt": shortgpt.compress,
     "sleb": sleb.compress,
+    "laco": laco.compress,
 }
