@@ -32,7 +32,11 @@ THRESHOLDS = tuple(percent / 100 for percent in range(95, -1, -5))
 """Mean cosines that a collapse must exceed, tried in turn; below 0 the output has nothing of the dense model's left."""
 
 COMBINED = 4
-"""Layers that one collapse makes one of: a layer and up to three after it."""
+"""Layers that one collapse makes one of: a layer and up to three after it.
+
+With 2 no weights would ever mix, only layers go; so a model may do better with 2 and yet not by what LaCo is. On
+the demo model (30 layers to 24) 2 gets there at a threshold of 0.8, 3 at 0.05, 4 at 0.
+"""
 
 INTERVAL = 2
 """How far the pointer goes down after a collapse, so that the next one does not only enlarge the last."""
