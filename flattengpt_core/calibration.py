@@ -52,6 +52,15 @@ def deal(texts: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat([windows[fold::FOLDS] for windows in texts]) for fold in range(FOLDS)]
 
 
+def subsample(folds: Sequence[Tensor], tokens: int) -> Tensor:
+    """About so many tokens in whole windows (n, length), as many of each fold and at least one.
+
+    Spread over each fold, since it holds its texts one after the other.
+    """
+    share = max(1, tokens // folds[0].shape[1] // len(folds))
+    return torch.cat([fold[torch.linspace(0, len(fold) - 1, min(share, len(fold))).round().long()] for fold in folds])
+
+
 class TextWindows:
     """The calibration parts of the texts in `dataset` ('a' or 'a+b'), in shuffled windows of `length` tokens.
 

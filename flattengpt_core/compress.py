@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flattengpt_core.baselines import come, fcm, replaceme, shortgpt
+from flattengpt_core.baselines import come, fcm, laco, replaceme, shortgpt, sleb
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidTarget
 from flattengpt_core.grouping import Group, group_layers
@@ -92,6 +92,8 @@ COMPRESSORS: dict[str, Compressor] = {
     "flattengpt": partial(merge_neighbours, Pruner(regressed_heads, regressed_channels)),
     "flattengpt-paper": partial(merge_neighbours, Pruner(published_heads, published_channels)),
     "shortgpt": shortgpt.compress,
+    "sleb": sleb.compress,
+    "laco": laco.compress,
     "replaceme": replaceme.compress,
     "come": come.compress,
     "fcm": fcm.compress,

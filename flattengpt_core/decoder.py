@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 from transformers.masking_utils import create_masks_for_generate
 
-from flattengpt_core.families import EMBEDDING, GATE, KEY, QUERY
+from flattengpt_core.families import GATE, KEY, QUERY
 from flattengpt_core.flatten import LayerWeights
-from flattengpt_core.models import Checkpoint
 
 DecoderLayer = Any
 """A decoder layer of transformers; the families' classes share no base that names their sublayers."""
@@ -106,11 +105,6 @@ class Decoder:
         if isinstance(self._masks, dict):
             return self._masks[self.kind(layer.self_attn.layer_idx)]
         return self._masks
-
-
-def embed(source: Checkpoint, tokens: Tensor, device: torch.device) -> Tensor:
-    """The residual stream (windows, length, width) that enters the first layer, float32 on `device`."""
-    return nn.functional.embedding(tokens.to(device), source.tensor(EMBEDDING).to(device, torch.float32))
 
 
 def without_outputs(layer: DecoderLayer) -> DecoderLayer:

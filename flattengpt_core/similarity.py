@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flattengpt_core.decoder import Decoder, DecoderLayer, embed
+from flattengpt_core.calibration import subsample
+from flattengpt_core.decoder import Decoder, DecoderLayer
+from flattengpt_core.language_head import embed
 from flattengpt_core.models import Checkpoint
 
 SIMILARITY_TOKENS = 4096
@@ -27,46 +29,33 @@ class LayerRun:
 
 
 def dense_pass(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.device) -> Iterator[LayerRun]:
-    """Run the layers one after the other, so that memory never holds more than two of them.
+    """Run the layers on about SIMILARITY_TOKENS tokens, spread evenly over the folds."""
+    tokens = subsample(folds, SIMILARITY_TOKENS)
+    return layer_runs(source, Decoder(source.config, window_length=tokens.shape[1], device=device), tokens)
 
-    On about SIMILARITY_TOKENS tokens, taken evenly from the folds.
-    """
-    length = folds[0].shape[1]
-    tokens = subsample(folds, SIMILARITY_TOKENS).to(device)
-    decoder = Decoder(source.config, window_length=length, device=device)
-    hidden = embed(source, tokens, device)
+
+def layer_runs(source: Checkpoint, decoder: Decoder, tokens: Tensor) -> Iterator[LayerRun]:
+    """Run the layers one after the other on token ids (windows, length); memory never holds more than two of them."""
+    hidden = embed(source, tokens, device=decoder.device)
     for index in range(source.info.num_layers):
         layer = decoder.layer(source.layer(index), index)
         before, hidden = hidden, decoder.run_layer(layer, hidden)
         yield LayerRun(layer, before, hidden)
 
 
-def subsample(folds: Sequence[Tensor], tokens: int) -> Tensor:
-    """About so many tokens in whole windows (n, length), spread over the folds: each holds its texts in a row."""
-    length = folds[0].shape[1]
-    share = max(1, tokens // length // len(folds))
-    return torch.cat([fold[torch.linspace(0, len(fold) - 1, min(share, len(fold))).round().long()] for fold in folds])
+def hidden_states(runs: Iterator[LayerRun]) -> Iterator[Tensor]:
+    """The L + 1 hidden states (windows, length, width) before, between and after the layers."""
+    first = next(runs)
+    yield first.before
+    yield first.after
+    for run in runs:
+        yield run.after
 
 
 @torch.inference_mode()
 def unit_hidden_states(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.device) -> list[Tensor]:
     """The L + 1 hidden states of `dense_pass` before, between and after the layers, see `unit_length`."""
-    states: list[Tensor] = []
-    for run in dense_pass(source, folds, device=device):
-        states = states or [unit_length(run.before)]
-        states.append(unit_length(run.after))
-    return states
-
-
-def sampled(folds: Sequence[Tensor]) -> Tensor:
-    """Windows of about SIMILARITY_TOKENS tokens, the first of each fold in equal shares; (windows, length)."""
-    share = max(1, SIMILARITY_TOKENS // folds[0].shape[1] // len(folds))
-    return torch.cat([fold[:share] for fold in folds])
-
-
-def unit(hidden: Tensor) -> Tensor:
-    """Hidden states (windows, length, width), each scaled to unit length; (tokens, width)."""
-    return torch.nn.functional.normalize(hidden.flatten(0, 1), dim=-1)
+    return [unit_length(hidden) for hidden in hidden_states(dense_pass(source, folds, device=device))]
 
 
 def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:

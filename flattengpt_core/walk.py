@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from flattengpt_core.compressed import MergedGroup
-from flattengpt_core.decoder import Decoder, embed, without_outputs
+from flattengpt_core.decoder import Decoder, without_outputs
 from flattengpt_core.families import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
 from flattengpt_core.flatten import flatten
 from flattengpt_core.grouping import Group
+from flattengpt_core.language_head import embed
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Progress
 from flattengpt_core.prune import NarrowOutput, WideOutput, rows_of
@@ -55,7 +56,7 @@ def walk(
     bounds = _fold_slices(folds)
     last_merge = max((i for i, group in enumerate(groups) if len(group) > 1), default=-1)
     merged: list[MergedGroup] = []
-    dense = embed(source, tokens, device)
+    dense = embed(source, tokens, device=device)
     compressed = dense
     for position, group in enumerate(groups):
         if len(group) == 1:

@@ -21,17 +21,19 @@ import torch
 from torch import Tensor
 
 from flattengpt_core.baselines.shortgpt import block_influence
+from flattengpt_core.calibration import subsample
 from flattengpt_core.compressed import Compressed
-from flattengpt_core.decoder import Decoder, embed, without_outputs
+from flattengpt_core.decoder import Decoder, without_outputs
 from flattengpt_core.depth import layers_to_keep
 from flattengpt_core.errors import InvalidTarget
 from flattengpt_core.families import DOWN, GATE, INPUT_NORM, KEY, MLP_NORM, OUTPUT, QUERY, UP, VALUE
 from flattengpt_core.flatten import LayerWeights
 from flattengpt_core.grouping import Group
+from flattengpt_core.language_head import embed
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Progress
 from flattengpt_core.prune import magnitude_times_norm, rows_of, top_units
-from flattengpt_core.similarity import SIMILARITY_TOKENS, angular_distance, subsample, unit_length
+from flattengpt_core.similarity import SIMILARITY_TOKENS, angular_distance, unit_length
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def compress(
             field="layers",
         )
     current = [CurrentLayer((index,)) for index in range(num_layers)]
-    states = [embed(source, tokens, device)]
+    states = [embed(source, tokens, device=device)]
     while len(current) > layers:
         for layer in current[len(states) - 1 :]:
             states.append(decoder.run(layer.weights(source), layer.members[0], states[-1]))

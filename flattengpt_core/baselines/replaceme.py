@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from flattengpt_core.compressed import Compressed
-from flattengpt_core.decoder import Decoder, embed
+from flattengpt_core.decoder import Decoder
 from flattengpt_core.depth import layers_to_keep
 from flattengpt_core.families import DOWN
 from flattengpt_core.flatten import LayerWeights
+from flattengpt_core.language_head import embed
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Progress
 from flattengpt_core.regression import Moments, mean_energy, solve
@@ -76,7 +77,7 @@ def compress(
 
     tokens = torch.cat(list(folds))
     decoder = Decoder(source.config, window_length=tokens.shape[1], device=device)
-    stream = embed(source, tokens, device)
+    stream = embed(source, tokens, device=device)
     for index in range(last):
         weights = source.layer(index)
         stream = decoder.run(weights, index, stream)

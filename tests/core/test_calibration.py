@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flattengpt_core.calibration import TextWindows, cut_windows, deal
+from flattengpt_core.calibration import TextWindows, cut_windows, deal, subsample
 from flattengpt_core.errors import CalibrationNotFound
 from flattengpt_core.texts import Part, join_rows, load_text
 from tests.tiny_models import byte_tokenizer
@@ -94,3 +94,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
 def test_an_unknown_text_lists_the_known() -> None:
     with pytest.raises(CalibrationNotFound, match=r"wikitext2, python-docs; else give an existing \.txt or \.jsonl"):
         load_text("moby-dick", "calibration")
+
+
+def test_a_subsample_is_spread_over_each_fold_alike() -> None:
+    folds = [torch.arange(36).view(9, 4), torch.arange(100, 136).view(9, 4)]
+    taken = [window[0] // 4 for window in subsample(folds, 24).tolist()]
+    assert taken == [0, 4, 8, 25, 29, 33]
+    assert [window[0] for window in subsample(folds, 1).tolist()] == [0, 100]
+    assert torch.equal(subsample(folds, 10_000), torch.cat(folds))
