@@ -18,7 +18,7 @@ demo: $(READY)  ## compress the demo model through the service, from nothing, an
 
 # A thread a test process: more of them wait for each other on few cores.
 test: check  ## every check and every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 serve: $(READY)  ## the service on http://127.0.0.1:8000, for this machine only
 	FLATTENGPT_AUTH=none $(BIN)/flattengpt serve

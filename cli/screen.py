@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from cli.client import Client
 from cli.replies import Event, Job
@@ -97,8 +97,8 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def jobs_table(jobs: list[Job]) -> Table:
-    """One line a job."""
-    table = Table("id", "status", "progress", "model", "target", "created")
+    """One line a job; its id is whole on the narrowest screen, since other commands ask for it."""
+    table = Table(Column("id", no_wrap=True, min_width=26), "status", "progress", "model", "target", "created")
     for job in jobs:
         layers, sparsity = job.request.get("layers"), job.request.get("sparsity")
         target = f"{layers} layers" if layers is not None else f"sparsity {sparsity}"

@@ -1,6 +1,7 @@
 """The `flattengpt` command as a user meets it: exit codes, what goes to which stream, readable errors."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -145,7 +146,9 @@ def test_submit_watch_show_list_and_download(url: str, spec_file: Path, tmp_path
     assert "succeeded" in run("show", job_id, url=url).stdout
     listed = run("list", "--label", "team=search", "--json", url=url)
     assert job_id in [entry["id"] for entry in json.loads(listed.stdout)["jobs"]]
-    assert job_id in run("list", url=url).stdout
+    narrow = {"FLATTENGPT_URL": url, "COLUMNS": "60"}
+    shown = subprocess.run([sys.executable, "-m", "cli.main", "list"], env=os.environ | narrow, capture_output=True)
+    assert job_id in shown.stdout.decode()
 
     folder = tmp_path / "result"
     downloaded = run("download", job_id, "--out", str(folder), url=url)
