@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from flattengpt_core.calibration import TextWindows, evaluation_windows
 from flattengpt_core.compress import compress_layers, groups_to_merge
 from flattengpt_core.evaluate import compare_speed, perplexity
+from flattengpt_core.manifest import scratch_beside
 from flattengpt_core.methods import UNPRUNED
 from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model
 from flattengpt_core.options import Calibration, Evaluation
@@ -80,10 +81,7 @@ def compare(
     """
     for calibration in calibrations:
         refuse_reported_calibration(calibration.dataset, evaluation.perplexity)
-    aside = out.with_name(out.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with scratch_beside(out) as aside:
         progress.stage("loading")
         source = Checkpoint(checkpoint_folder(model, aside / "source"))
         texts = evaluation_windows(source.tokenizer(), evaluation)
@@ -112,8 +110,6 @@ def compare(
         aside.rename(out)
         progress.step(len(cells), len(cells))
         return found
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 class _Table:

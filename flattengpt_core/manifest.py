@@ -5,7 +5,9 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,18 @@ def sha256(file: Path) -> str:
     """The file's SHA-256 in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A new folder on the disk of `out` for what is not finished yet; it goes at the end, however that comes."""
+    aside = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def move_into_place(folder: Path, out: Path) -> None:

@@ -5,7 +5,6 @@ The result folder appears under its final name only when it is complete.
 
 import json
 import resource
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from flattengpt_core.calibration import TextWindows, evaluation_windows
 from flattengpt_core.card import card
 from flattengpt_core.compress import choose_groups, compress_layers
 from flattengpt_core.evaluate import measure
-from flattengpt_core.manifest import move_into_place, write_manifest
+from flattengpt_core.manifest import move_into_place, scratch_beside, write_manifest
 from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model, replace_weights
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.progress import Progress
@@ -63,47 +62,43 @@ def compress(
         Exception: whatever `progress` raises to stop the run; nothing is then left under `out`.
     """
     refuse_reported_calibration(calibration.dataset, evaluation.perplexity)
-    aside = out.with_name(out.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     where = pick_device(device)
     torch.manual_seed(calibration.seed)
+    with scratch_beside(out) as aside:
+        progress.stage("loading")
+        source = Checkpoint(checkpoint_folder(model, aside / "source"))
+        tokenizer = source.tokenizer()
+        reported = evaluation_windows(tokenizer, evaluation)
 
-    progress.stage("loading")
-    source = Checkpoint(checkpoint_folder(model, aside / "source"))
-    tokenizer = source.tokenizer()
-    reported = evaluation_windows(tokenizer, evaluation)
+        progress.stage("calibrating")
+        text = TextWindows(tokenizer, calibration.dataset, length=calibration.sequence_length, seed=calibration.seed)
+        folds = text.folds(calibration.samples)
 
-    progress.stage("calibrating")
-    text = TextWindows(tokenizer, calibration.dataset, length=calibration.sequence_length, seed=calibration.seed)
-    folds = text.folds(calibration.samples)
+        progress.stage("compressing")
+        started = time.perf_counter()
+        writer = CheckpointWriter(source, aside)
+        done = compress_layers(source, folds, writer, progress, layers=layers, method=method, device=where)
+        compress_seconds = time.perf_counter() - started
+        result = aside / "result"
+        writer.assemble(result, dtype=DTYPES.get(dtype))
 
-    progress.stage("compressing")
-    started = time.perf_counter()
-    writer = CheckpointWriter(source, aside)
-    done = compress_layers(source, folds, writer, progress, layers=layers, method=method, device=where)
-    compress_seconds = time.perf_counter() - started
-    result = aside / "result"
-    writer.assemble(result, dtype=DTYPES.get(dtype))
+        if recovery.method == "lora":
+            progress.stage("recovering")
+            _recover(result, text.all(), recovery, calibration.seed, where, progress)
 
-    if recovery.method == "lora":
-        progress.stage("recovering")
-        _recover(result, text.all(), recovery, calibration.seed, where, progress)
-
-    progress.stage("evaluating")
-    metrics = {
-        **measure(
-            {"dense": source.folder, "compressed": result}, reported, evaluation, device=where, progress=progress
-        ),
-        "compress_seconds": compress_seconds,
-        "peak_memory_bytes": peak_memory_bytes(where),
-        "groups": [list(group) for group in done.groups],
-    }
-    (result / "README.md").write_text(card(metrics, request, base_model), encoding="utf-8")
-    write_manifest(result, request, metrics, done)
-    move_into_place(result, out)
-    shutil.rmtree(aside, ignore_errors=True)
-    return metrics
+        progress.stage("evaluating")
+        metrics = {
+            **measure(
+                {"dense": source.folder, "compressed": result}, reported, evaluation, device=where, progress=progress
+            ),
+            "compress_seconds": compress_seconds,
+            "peak_memory_bytes": peak_memory_bytes(where),
+            "groups": [list(group) for group in done.groups],
+        }
+        (result / "README.md").write_text(card(metrics, request, base_model), encoding="utf-8")
+        write_manifest(result, request, metrics, done)
+        move_into_place(result, out)
+        return metrics
 
 
 def evaluate(model: Path, evaluation: Evaluation, *, device: str, progress: Progress) -> dict[str, Any]:
@@ -137,11 +132,10 @@ def diagnose(
     Raises:
         FlattenGPTError: the model, the text or the target cannot be used; nothing is then left under `out`.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.", suffix=".partial") as scratch:
+    with scratch_beside(out) as aside:
         where = pick_device(device)
         progress.stage("loading")
-        source = Checkpoint(checkpoint_folder(model, Path(scratch) / "source"))
+        source = Checkpoint(checkpoint_folder(model, aside / "source"))
         tokenizer = source.tokenizer()
 
         progress.stage("calibrating")
@@ -161,7 +155,7 @@ def diagnose(
         }
 
         progress.stage("drawing")
-        result = Path(scratch) / "result"
+        result = aside / "result"
         result.mkdir()
         (result / "diagnose.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         figures.draw(found, groups, name, result)
