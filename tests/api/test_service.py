@@ -148,14 +148,14 @@ def test_authentication_is_not_built_yet(settings: Settings) -> None:
         create_app(settings.model_copy(update={"auth": "required"}))
 
 
-def test_the_api_imports_no_torch() -> None:
+def test_the_api_imports_no_torch(tmp_path: Path) -> None:
     script = (
-        "import sys, tempfile; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from api.app import create_app; from jobs.settings import Settings\n"
-        "create_app(Settings(auth='none', data_dir=Path(tempfile.mkdtemp()))).openapi()\n"
+        "create_app(Settings(auth='none', data_dir=Path(sys.argv[1]))).openapi()\n"
         "print(*sorted({'torch', 'transformers', 'peft', 'accelerate', 'datasets'} & set(sys.modules)), 'end')"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "end\n"
 
 
