@@ -16,7 +16,8 @@ from flattengpt_core.language_head import embed
 from flattengpt_core.models import Checkpoint
 
 SIMILARITY_TOKENS = 4096
-"""Tokens the similarity is averaged over; more changed no group on the demo model."""
+"""Tokens the similarity is averaged over, so that its pass costs a fraction of the walk's. Where pairs are about as
+alike, which tokens these are can decide between them."""
 
 
 @dataclass(frozen=True)
