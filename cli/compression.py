@@ -1,6 +1,5 @@
 """`flattengpt compress`: a request run on this machine, with its progress on standard error."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ def compress_here(
         texts = list(spec.evaluation.perplexity) if said else [name for name in dataset.split("+") if name in TEXTS]
     model = fetch(spec.model, revision=spec.revision, settings=settings)
     layers = layers_to_keep(inspect(model).num_layers, sparsity=spec.sparsity, layers=spec.layers)
-    os.environ.pop("HF_TOKEN", None)  # the model is here: nothing after this needs it
 
     from flattengpt_core.pipeline import compress  # imports torch, which takes seconds
 

@@ -1,6 +1,5 @@
 """`flattengpt diagnose`: how well a model's layers can merge, measured on this machine."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ def diagnose_here(
     spec = JobSpec.model_validate(request)
     model = fetch(spec.model, revision=spec.revision, settings=settings)
     layers = layers_to_keep(inspect(model).num_layers, sparsity=spec.sparsity, layers=spec.layers)
-    os.environ.pop("HF_TOKEN", None)  # the model is here: nothing after this needs it
 
     from flattengpt_core.pipeline import diagnose  # imports torch, which takes seconds
 

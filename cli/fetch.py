@@ -1,5 +1,6 @@
 """Turns the MODEL of a command into files of this machine."""
 
+import os
 from pathlib import Path
 
 from cli.screen import err
@@ -8,7 +9,11 @@ from jobs.settings import Settings
 
 
 def fetch(model: str, *, revision: str, settings: Settings) -> Path:
-    """The model's folder or .gguf file, downloaded first if it is the Hub's. Raises FlattenGPTError."""
+    """The model's folder or .gguf file, downloaded first if it is the Hub's. Raises FlattenGPTError.
+
+    Takes the Hub's token out of the environment: nothing but this step needs it, which has it from the settings.
+    """
+    os.environ.pop("HF_TOKEN", None)
     located = resolve(model, settings.models_dir, allow_paths=True)
     if not isinstance(located, HubModel):
         return located.path

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flattengpt_core.baselines.removal import keep_layers
 from flattengpt_core.baselines.shortgpt import block_influence
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.depth import layers_to_keep
@@ -75,7 +76,4 @@ def compress(
     layers_to_keep(source.info.num_layers, layers=layers)
     states = unit_hidden_states(source, folds, device=device)
     kept = representatives(communities(layer_similarity(states[1:]), layers), block_influence(states))
-    for position, index in enumerate(kept):
-        writer.add_layer(source.layer(index), first_member=index)
-        progress.step(position + 1, layers)
-    return Compressed([(index,) for index in kept], [])
+    return keep_layers(source, kept, writer, progress)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from flattengpt_core.baselines.removal import keep_layers
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Progress
@@ -39,7 +40,4 @@ def compress(
 ) -> Compressed:
     """Keep the `layers` most influential layers as they are; see `compress.Compressor`."""
     kept = layers_kept(block_influence(unit_hidden_states(source, folds, device=device)), layers)
-    for position, index in enumerate(kept):
-        writer.add_layer(source.layer(index), first_member=index)
-        progress.step(position + 1, layers)
-    return Compressed([(index,) for index in kept], [])
+    return keep_layers(source, kept, writer, progress)

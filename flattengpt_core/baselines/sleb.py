@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from flattengpt_core.baselines.removal import keep_layers
 from flattengpt_core.calibration import subsample
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.decoder import Decoder
 from flattengpt_core.errors import InvalidTarget
 from flattengpt_core.language_head import LanguageHead, embed
 from flattengpt_core.models import Checkpoint, CheckpointWriter
-from flattengpt_core.progress import Progress
+from flattengpt_core.progress import Progress, Silent
 
 LOSS_TOKENS = 4096
 """Tokens each loss is measured on; the paper takes 128 windows of 2048, 64 times the cost."""
@@ -108,6 +109,4 @@ def compress(
 
     while len(kept) > layers:
         kept.remove(least_missed(losses_without(source, kept, tokens, decoder, head, advance)))
-    for index in kept:
-        writer.add_layer(source.layer(index), first_member=index)
-    return Compressed([(index,) for index in kept], [])
+    return keep_layers(source, kept, writer, Silent())  # every step is told already
