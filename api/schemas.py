@@ -27,7 +27,7 @@ class ModelMetrics(BaseModel):
     layers: int
     parameters: int
     perplexity: dict[str, float] = Field(description="By text.")
-    accuracy: dict[str, float] = Field(description="By task.")
+    accuracy: dict[str, float] = Field(description="By task, and their `mean`; acc_norm where the task has it.")
     tokens_per_second: float | None
     latency_ms: float | None
 

@@ -29,6 +29,7 @@ from flattengpt_core.compress import compress_layers
 from flattengpt_core.decoder import CHUNK_TOKENS
 from flattengpt_core.evaluate import compare_speed, perplexity
 from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model
+from flattengpt_core.options import Evaluation
 from flattengpt_core.progress import Silent
 from jobs.settings import Settings
 
@@ -83,7 +84,7 @@ def measure(source: Checkpoint, texts: Texts, reported: dict[str, Tensor], scrat
     quality = {
         name: {text: perplexity(model, windows) for text, windows in reported.items()} for name, model in models.items()
     }
-    speeds = compare_speed([models["dense"], models["flattengpt"]], repeats=SPEED_REPEATS)
+    speeds = compare_speed([models["dense"], models["flattengpt"]], Evaluation(benchmark_repeats=SPEED_REPEATS))
     forward_passes = [fold[: TIMED_WINDOWS // len(folds)] for fold in folds]
     time_ratios = compression_times(source, models["dense"], forward_passes, scratch / "timed")
     rows = [

@@ -20,6 +20,7 @@ def compress_here(
     *,
     calibration: str | None,
     texts: list[str] | None,
+    tasks: list[str] | None,
     device: str,
     settings: Settings,
 ) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def compress_here(
     Args:
         calibration: a text's name or file that wins over the request's; a service knows no files.
         texts: names or files to report perplexity on, likewise.
+        tasks: names or files of tasks, likewise.
 
     Raises:
         FlattenGPTError, ValidationError: the request is wrong, or the model or a text cannot be used.
@@ -51,7 +53,10 @@ def compress_here(
             calibration=Calibration(**(spec.calibration.model_dump() | {"dataset": dataset})),
             recovery=Recovery(**spec.recovery.model_dump()),
             evaluation=Evaluation(
-                **(spec.evaluation.model_dump(exclude={"tasks"}) | {"perplexity": tuple(texts)}),
+                **(
+                    spec.evaluation.model_dump()
+                    | {"perplexity": tuple(texts), "tasks": tuple(spec.evaluation.tasks if tasks is None else tasks)}
+                ),
             ),
             device=device,
             dtype=spec.dtype,

@@ -13,9 +13,9 @@ from jobs.settings import Settings
 def evaluate_here(
     model: str, evaluation: Evaluation, *, revision: str, device: str, settings: Settings
 ) -> dict[str, Any]:
-    """The model's layers, parameters, perplexity by text, tokens_per_second and latency_ms.
+    """The model's name and its metrics, as `evaluate.measure` gives them.
 
-    Raises FlattenGPTError if the model or a text cannot be used.
+    Raises FlattenGPTError if the model, a text or a task cannot be used.
     """
     path = fetch(model, revision=revision, settings=settings)
     inspect(path)

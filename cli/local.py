@@ -8,7 +8,7 @@ import typer
 from cli import options
 from cli.errors import BadUsage
 from cli.options import Json
-from cli.screen import comparison_table, err, metrics_table, out, print_json
+from cli.screen import comparison_table, err, metrics_table, out, print_evaluation, print_json
 from flattengpt_core.methods import METHODS, UNPRUNED
 from flattengpt_core.options import Calibration, Evaluation
 from flattengpt_core.texts import PYTHON_DOCS, TEXTS, WIKITEXT2
@@ -43,6 +43,8 @@ def compress(
             show_default="the calibration's, if it is a name",
         ),
     ] = None,
+    tasks: options.Tasks = None,
+    task_items: options.TaskItems = None,
     benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
     dtype: options.Dtype = None,
     revision: options.Revision = None,
@@ -60,6 +62,7 @@ def compress(
         "calibration.sequence_length": sequence_length,
         "calibration.seed": seed,
         "recovery.method": recovery,
+        "evaluation.task_items": task_items,
         "evaluation.benchmark": None if benchmark else False,
         "dtype": dtype,
         "revision": revision,
@@ -68,7 +71,9 @@ def compress(
     if request.pop("publish", None):
         err.print("publish is the service's to do (flattengpt submit); nothing is uploaded from here")
     _refuse_existing(folder)
-    metrics = compress_here(request, folder, calibration=calibration, texts=text, device=device, settings=Settings())
+    metrics = compress_here(
+        request, folder, calibration=calibration, texts=text, tasks=tasks, device=device, settings=Settings()
+    )
     if as_json:
         print_json(metrics)
     else:
@@ -99,14 +104,22 @@ def compare(
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many windows a text.", show_default="all")
     ] = None,
+    tasks: options.Tasks = None,
+    task_items: options.TaskItems = None,
     benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
+    benchmark_batch_size: options.BenchmarkBatch = Evaluation.benchmark_batch_size,
+    benchmark_prompt_tokens: options.BenchmarkPrompt = Evaluation.benchmark_prompt_tokens,
+    benchmark_new_tokens: options.BenchmarkNew = Evaluation.benchmark_new_tokens,
+    benchmark_prefill_batch_size: options.BenchmarkPrefillBatch = Evaluation.benchmark_prefill_batch_size,
+    benchmark_prefill_tokens: options.BenchmarkPrefill = Evaluation.benchmark_prefill_tokens,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit of a Hub model.")] = "main",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Compare methods on a model and a text of yours: the same calibration, seed and evaluation for all.
 
-    Writes compare.json, compare.html and each method's checkpoint.
+    Writes compare.json, compare.html and each method's checkpoint. A comparison that was interrupted goes on with
+    the same command.
     """
     from cli.comparison import compare_here
 
@@ -123,7 +136,19 @@ def compare(
         layers=layers,
         datasets=datasets,
         calibration=Calibration(samples=samples, sequence_length=sequence_length, seed=seed),
-        evaluation=Evaluation(tuple(dict.fromkeys(texts)), sequence_length=window, windows=limit, benchmark=benchmark),
+        evaluation=Evaluation(
+            tuple(dict.fromkeys(texts)),
+            sequence_length=window,
+            windows=limit,
+            tasks=tuple(tasks or ()),
+            task_items=task_items,
+            benchmark=benchmark,
+            benchmark_batch_size=benchmark_batch_size,
+            benchmark_prompt_tokens=benchmark_prompt_tokens,
+            benchmark_new_tokens=benchmark_new_tokens,
+            benchmark_prefill_batch_size=benchmark_prefill_batch_size,
+            benchmark_prefill_tokens=benchmark_prefill_tokens,
+        ),
         revision=revision,
         device=device,
         settings=Settings(),
@@ -141,33 +166,47 @@ def evaluate(
     text: Annotated[
         list[str] | None, typer.Option(help="Name or file; may be repeated.", show_default=PYTHON_DOCS)
     ] = None,
+    tasks: options.Tasks = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many windows a text.", show_default="all")
+        int | None, typer.Option(min=1, help="At most so many windows a text and items a task.", show_default="all")
     ] = None,
     sequence_length: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a window.")] = 512,
     benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
+    benchmark_batch_size: options.BenchmarkBatch = Evaluation.benchmark_batch_size,
+    benchmark_prompt_tokens: options.BenchmarkPrompt = Evaluation.benchmark_prompt_tokens,
+    benchmark_new_tokens: options.BenchmarkNew = Evaluation.benchmark_new_tokens,
+    benchmark_prefill_batch_size: options.BenchmarkPrefillBatch = Evaluation.benchmark_prefill_batch_size,
+    benchmark_prefill_tokens: options.BenchmarkPrefill = Evaluation.benchmark_prefill_tokens,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit of a Hub model.")] = "main",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a model on this machine: perplexity, tokens/s and latency."""
+    """Measure a model on this machine: perplexity, tasks, tokens/s and latency."""
     from cli.evaluation import evaluate_here
 
     metrics = evaluate_here(
         model,
-        Evaluation(tuple(text or [PYTHON_DOCS]), sequence_length=sequence_length, windows=limit, benchmark=benchmark),
+        Evaluation(
+            tuple(text or [PYTHON_DOCS]),
+            sequence_length=sequence_length,
+            windows=limit,
+            tasks=tuple(tasks or ()),
+            task_items=limit,
+            benchmark=benchmark,
+            benchmark_batch_size=benchmark_batch_size,
+            benchmark_prompt_tokens=benchmark_prompt_tokens,
+            benchmark_new_tokens=benchmark_new_tokens,
+            benchmark_prefill_batch_size=benchmark_prefill_batch_size,
+            benchmark_prefill_tokens=benchmark_prefill_tokens,
+        ),
         revision=revision,
         device=device,
         settings=Settings(),
     )
     if as_json:
         print_json(metrics)
-        return
-    out.print(f"{metrics['layers']} layers, {metrics['parameters']:,} parameters")
-    for name, value in metrics["perplexity"].items():
-        out.print(f"perplexity ({name}): {value:.3f}", markup=False)
-    if benchmark:
-        out.print(f"{metrics['tokens_per_second']:.1f} tokens/s, {metrics['latency_ms']:.1f} ms a prompt of 512 tokens")
+    else:
+        print_evaluation(metrics)
 
 
 @app.command()

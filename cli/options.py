@@ -17,6 +17,19 @@ Samples = Annotated[int | None, typer.Option(help="Windows of text to calibrate 
 SequenceLength = Annotated[int | None, typer.Option(help="Tokens a calibration window.", show_default="2048")]
 RecoveryMethod = Annotated[str | None, typer.Option(help="Training after it: none or lora.", show_default="none")]
 Seed = Annotated[int | None, typer.Option(help="Which windows are chosen.", show_default="0")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(help="A task by lm-eval's name (its data is the Hub's) or a .jsonl file; may be repeated."),
+]
+TaskNames = Annotated[list[str] | None, typer.Option(help="A task by lm-eval's name; may be repeated.")]
+TaskItems = Annotated[
+    int | None, typer.Option(min=1, help="At most so many items a task, the first ones.", show_default="all")
+]
+BenchmarkBatch = Annotated[int, typer.Option(min=1, max=1024, help="Prompts that generate at once.")]
+BenchmarkPrompt = Annotated[int, typer.Option(min=1, max=32768, help="Tokens of each of them.")]
+BenchmarkNew = Annotated[int, typer.Option(min=1, max=4096, help="Tokens generated after each.")]
+BenchmarkPrefillBatch = Annotated[int, typer.Option(min=1, max=1024, help="Prompts of the latency's pass.")]
+BenchmarkPrefill = Annotated[int, typer.Option(min=1, max=32768, help="Tokens of each of them.")]
 Dtype = Annotated[
     str | None, typer.Option(help="What is saved: auto, float32, bfloat16 or float16.", show_default="auto")
 ]

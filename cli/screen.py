@@ -9,6 +9,7 @@ from rich.table import Column, Table
 
 from cli.client import Client
 from cli.replies import Event, Job
+from flattengpt_core.retention import share_kept
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -74,13 +75,57 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     for name, before, after, form in rows:
         if before is not None and after is not None:
             table.add_row(name, form.format(before), form.format(after), f"{after / before:.3f}")
+    for task, kept in compressed.get("retention", {}).items():
+        table.add_row(f"accuracy ({task})", *(_accuracy(model, task) for model in (dense, compressed)),
+                      share_kept(kept, "raw"))  # fmt: skip
+        if kept["above_chance"] is not None:
+            table.add_row("  above chance", "", "", share_kept(kept, "above_chance"))
+    for task, figures in dense.get("generative", {}).items():
+        for figure, before in figures.items():
+            if not figure.endswith("_stderr"):
+                table.add_row(
+                    f"{figure} ({task})", f"{before:.6g}", f"{compressed['generative'][task][figure]:.6g}", ""
+                )
     return table
+
+
+def print_evaluation(metrics: dict[str, Any]) -> None:
+    """One model's figures, each with what it is measured on."""
+    conventions = metrics["evaluation"]
+    out.print(f"{metrics['layers']} layers, {metrics['parameters']:,} parameters")
+    for text, value in metrics["perplexity"].items():
+        measured = f"{conventions['split'][text]}, {conventions['tokens'][text]:,} tokens"
+        told = f"{measured} in windows of {conventions['sequence_length']}"
+        out.print(f"perplexity ({text}): {value:.3f} ({told})", markup=False, soft_wrap=True)
+    for task in metrics["accuracy"]:
+        line = f"accuracy ({task}): {_accuracy(metrics, task)}"
+        if (told := metrics["tasks"].get(task)) is not None:
+            line += f" ({told['metric']}, {told['items']} items, chance {told['chance']:.3f})"
+        out.print(line, markup=False, soft_wrap=True)
+    for task, figures in metrics["generative"].items():
+        shown = ", ".join(f"{name} {value:.6g}" for name, value in figures.items() if value is not None)
+        out.print(f"written answers ({task}): {shown}", markup=False, soft_wrap=True)
+    if (sizes := conventions["benchmark"]) is not None:
+        out.print(
+            f"{metrics['tokens_per_second']:.1f} tokens/s ({sizes['new_tokens']} tokens after {sizes['batch_size']} x "
+            f"{sizes['prompt_tokens']}), {metrics['latency_ms']:.1f} ms a pass over {sizes['prefill_batch_size']} x "
+            f"{sizes['prefill_tokens']} tokens",
+            soft_wrap=True,
+        )
+
+
+def _accuracy(metrics: dict[str, Any], task: str) -> str:
+    error = metrics["accuracy_stderr"][task]
+    return f"{metrics['accuracy'][task]:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def comparison_table(rows: list[dict[str, Any]]) -> Table:
     """One line a row of a comparison; quality and speed also against the dense model."""
     texts = list(rows[0]["perplexity"])
-    table = Table("method", "layers", "parameters", *(f"perplexity ({text})" for text in texts), "tokens/s ratio")
+    asked = ["accuracy (mean)"] if rows[0]["accuracy"] else []
+    table = Table(
+        "method", "layers", "parameters", *(f"perplexity ({text})" for text in texts), *asked, "tokens/s ratio"
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -91,6 +136,7 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
             str(row["layers"]),
             f"{row['parameters']:,}",
             *(f"{value:.2f} ({ratio:.2f}x)" for value, ratio in qualities),
+            *(_accuracy(row, "mean") for _ in asked),
             "" if speed is None else f"{speed:.2f}",
         )
     return table

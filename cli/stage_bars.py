@@ -25,7 +25,9 @@ class StageBars:
         if self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
 
-    def event(self, type: str, **data: Any) -> None: ...
+    def event(self, type: str, **data: Any) -> None:
+        if type == "resumed":
+            err.print(f"going on after {data['rows']} rows of an interrupted run")
 
     def _finish(self) -> None:
         if self._task is not None:

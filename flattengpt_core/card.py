@@ -5,6 +5,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from flattengpt_core.retention import share_kept
+
 _BODY = """
 # {name}
 
@@ -24,9 +26,8 @@ tokenizer = AutoTokenizer.from_pretrained("{where}")
 | --- | --- | --- | --- |
 {rows}
 
-Speeds were measured side by side in one process and mean something only as ratios. Perplexity is over
-non-overlapping windows of {window} tokens of each text's held-out part.
-
+{conventions}
+{tasks}
 ## How it was made
 
 Calibrated on {samples} windows of {length} tokens of {text} (seed {seed}); recovery: {recovery}. Layers of the base
@@ -54,7 +55,8 @@ def card(metrics: Mapping[str, Any], request: Mapping[str, Any], base_model: str
         after=compressed["layers"],
         method=request["method"],
         rows="\n".join(_rows(dense, compressed)),
-        window=request["evaluation"]["sequence_length"],
+        conventions=_conventions(compressed["evaluation"]),
+        tasks=_tasks(dense, compressed),
         samples=calibration["samples"],
         length=calibration["sequence_length"],
         text=calibration["dataset"],
@@ -78,9 +80,73 @@ def card(metrics: Mapping[str, Any], request: Mapping[str, Any], base_model: str
             )
             for text, value in compressed["perplexity"].items()
         ]
+        + [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=task,
+                dataset_name=task,
+                metric_type=told["metric"],
+                metric_value=compressed["accuracy"][task],
+            )
+            for task, told in compressed["tasks"].items()
+        ]
         or None,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
+
+
+def _conventions(evaluation: Mapping[str, Any]) -> str:
+    """How perplexity and speed were measured, as far as they were."""
+    said = []
+    if evaluation["tokens"]:
+        texts = ", ".join(
+            f"{tokens:,} tokens of {text} ({evaluation['split'][text]})"
+            for text, tokens in evaluation["tokens"].items()
+        )
+        said.append(f"Perplexity is over non-overlapping windows of {evaluation['sequence_length']} tokens: {texts}.")
+    if (sizes := evaluation["benchmark"]) is not None:
+        said.append(
+            "Speeds were measured side by side in one process and mean something only as ratios: medians of "
+            f"{sizes['repeats']} repeats of generating {sizes['new_tokens']} tokens after {sizes['batch_size']} × "
+            f"{sizes['prompt_tokens']} tokens, and of one pass over {sizes['prefill_batch_size']} × "
+            f"{sizes['prefill_tokens']} tokens (latency)."
+        )
+    return "\n".join(said) + "\n"
+
+
+def _tasks(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> str:
+    """A table of the tasks that choose and one of those that write; empty without any."""
+    parts = []
+    if compressed["accuracy"]:
+        parts.append(
+            "| task (lm-eval) | items | chance | dense | compressed | kept | kept above chance |\n"
+            "| --- | --- | --- | --- | --- | --- | --- |\n"
+            + "\n".join(_task_row(task, dense, compressed) for task in compressed["accuracy"])
+            + "\n\n± is a standard error; what is kept is rounded down.\n"
+        )
+    if compressed["generative"]:
+        figures = [
+            f"| {task}, {figure} | {before:.6g} | {compressed['generative'][task][figure]:.6g} |"
+            for task, found in dense["generative"].items()
+            for figure, before in found.items()
+            if not figure.endswith("_stderr")
+        ]
+        parts.append("| written answers | dense | compressed |\n| --- | --- | --- |\n" + "\n".join(figures) + "\n")
+    return "".join(f"\n{part}" for part in parts)
+
+
+def _task_row(task: str, dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> str:
+    told = compressed["tasks"].get(task)
+    accuracies = [
+        f"{model['accuracy'][task]:.4f}"
+        + ("" if (error := model["accuracy_stderr"][task]) is None else f" ± {error:.4f}")
+        for model in (dense, compressed)
+    ]
+    kept = [share_kept(compressed["retention"][task], kind) for kind in ("raw", "above_chance")]
+    name, items, chance = (
+        (f"{task}, {told['metric']}", told["items"], f"{told['chance']:.3f}") if told else (task, "", "")
+    )
+    return f"| {name} | {items} | {chance} | {' | '.join((*accuracies, *kept))} |"
 
 
 def _rows(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> list[str]:

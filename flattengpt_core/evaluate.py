@@ -1,4 +1,4 @@
-"""Measure a model: perplexity, and speed against another model in the same process.
+"""Measure a model: perplexity, tasks, and speed against another model in the same process.
 
 Timings mean something only as a ratio of models measured side by side, so models are timed in turns.
 """
@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,16 +19,19 @@ from transformers import GenerationMixin, PreTrainedModel
 from flattengpt_core.models import Checkpoint, load_model
 from flattengpt_core.options import Evaluation
 from flattengpt_core.progress import Progress
+from flattengpt_core.retention import retention
+from flattengpt_core.tasks import Task
+from flattengpt_core.texts import reported_part
+from flattengpt_core.zero_shot import Scores, ask
 
 BATCH_TOKENS = 4096
-PROMPT_TOKENS, NEW_TOKENS, PREFILL_TOKENS = 64, 32, 512
 _REPEAT_IN_WINDOWS = 8
 """How many evaluation windows one repeat of the speed test counts for in the progress."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """tokens_per_second: generated with the KV cache, batch 1. latency_ms: one forward pass over a prompt.
+    """tokens_per_second: generated with the KV cache, of the whole batch. latency_ms: one forward pass over prompts.
 
     Medians over interleaved repeats.
     """
@@ -42,40 +45,74 @@ def measure(
     texts: Mapping[str, Tensor],
     evaluation: Evaluation,
     *,
+    tasks: Sequence[Task] = (),
     device: torch.device,
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """The metrics of checkpoints by name, all measured in one process on the same windows.
+    """The metrics of checkpoints by name, all measured in one process on the same windows and items.
 
     Args:
-        folders: checkpoint folders by name.
+        folders: checkpoint folders by name; what is kept of the first one's accuracy is said of the others.
         texts: token ids (n, length) int64 by the text's name.
+        tasks: those that `evaluation` names.
 
     Returns:
-        By name: layers, parameters, perplexity by text, accuracy by task, tokens_per_second, latency_ms.
+        By name: layers, parameters, perplexity by text, what `Scores.as_metrics` gives, retention by task,
+        tokens_per_second, latency_ms, and the `evaluation` that all of it is from.
     """
     models = {name: load_model(folder, device=device, dtype=torch.float32) for name, folder in folders.items()}
     chosen = {text: windows[: evaluation.windows] for text, windows in texts.items()}
     repeats = evaluation.benchmark_repeats + 1 if evaluation.benchmark else 0
-    steps = _Steps(progress, len(models) * sum(map(len, chosen.values())) + repeats * _REPEAT_IN_WINDOWS)
+    items = sum(task.items(evaluation.task_items) for task in tasks)
+    units = len(models) * (sum(map(len, chosen.values())) + items)
+    steps = _Steps(progress, units + repeats * _REPEAT_IN_WINDOWS)
     perplexities: dict[str, dict[str, float]] = {
         name: {text: perplexity(model, windows, steps.advance) for text, windows in chosen.items()}
         for name, model in models.items()
     }
+    scores = {
+        name: ask(
+            model, Checkpoint(folders[name]).tokenizer(), tasks, limit=evaluation.task_items, on_items=steps.advance
+        )
+        for name, model in models.items()
+        if tasks
+    }
     speeds: list[Speed | None] = [None] * len(models)
     if evaluation.benchmark:
         on_repeat = partial(steps.advance, _REPEAT_IN_WINDOWS)
-        speeds = [*compare_speed(list(models.values()), repeats=evaluation.benchmark_repeats, on_repeat=on_repeat)]
+        speeds = [*compare_speed(list(models.values()), evaluation, on_repeat=on_repeat)]
+    first = next(iter(folders))
     return {
         name: {
             "layers": (info := Checkpoint(folder).info).num_layers,
             "parameters": info.parameters,
             "perplexity": perplexities[name],
-            "accuracy": {},
+            **(own := scores.get(name, Scores())).as_metrics(),
+            "retention": {} if name == first else retention(own.choices, scores.get(first, Scores()).choices),
             "tokens_per_second": speed.tokens_per_second if speed else None,
             "latency_ms": speed.latency_ms if speed else None,
+            "evaluation": conventions(evaluation, texts),
         }
         for (name, folder), speed in zip(folders.items(), speeds, strict=True)
+    }
+
+
+def conventions(evaluation: Evaluation, texts: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What someone else needs to know to come to the same figures.
+
+    Returns:
+        `sequence_length` of the windows, their `tokens` and the `split` they are from by text, `task_items` asked at
+        most, and the `benchmark`'s sizes, None if there was none.
+    """
+    sizes = {name: size for name, size in asdict(evaluation).items() if name.startswith("benchmark_")}
+    return {
+        "sequence_length": evaluation.sequence_length,
+        "tokens": {text: windows[: evaluation.windows].numel() for text, windows in texts.items()},
+        "split": {text: reported_part(text) for text in texts},
+        "task_items": evaluation.task_items,
+        "benchmark": {name.removeprefix("benchmark_"): size for name, size in sizes.items()}
+        if evaluation.benchmark
+        else None,
     }
 
 
@@ -113,30 +150,43 @@ def perplexity(
 
 @torch.inference_mode()
 def compare_speed(
-    models: Sequence[PreTrainedModel], *, repeats: int, on_repeat: Callable[[], object] = lambda: None
+    models: Sequence[PreTrainedModel], evaluation: Evaluation, *, on_repeat: Callable[[], object] = lambda: None
 ) -> list[Speed]:
-    """Time the models in turns, one warm-up each, and give each one's medians, in the models' order."""
+    """Time the models in turns, one warm-up each, and give each one's medians, in the models' order.
+
+    Args:
+        evaluation: its `benchmark_...` sizes and repeats.
+    """
+    batch, new_tokens = evaluation.benchmark_batch_size, evaluation.benchmark_new_tokens
     vocabulary = min(model.config.vocab_size for model in models)
-    ids = torch.arange(PREFILL_TOKENS).remainder(vocabulary)[None].to(models[0].device)
+    prompts = _token_ids(batch, evaluation.benchmark_prompt_tokens, vocabulary).to(models[0].device)
+    prefilled = _token_ids(evaluation.benchmark_prefill_batch_size, evaluation.benchmark_prefill_tokens, vocabulary).to(
+        models[0].device
+    )
     generation: list[list[float]] = [[] for _ in models]
     prefill: list[list[float]] = [[] for _ in models]
-    for _ in range(repeats + 1):
+    for _ in range(evaluation.benchmark_repeats + 1):
         for index, model in enumerate(models):
-            generation[index].append(_seconds(partial(_generate, model, ids[:, :PROMPT_TOKENS]), model))
-            prefill[index].append(_seconds(partial(model, input_ids=ids, use_cache=False), model))
+            generation[index].append(_seconds(partial(_generate, model, prompts, new_tokens), model))
+            prefill[index].append(_seconds(partial(model, input_ids=prefilled, use_cache=False), model))
         on_repeat()
     return [
-        Speed(NEW_TOKENS / statistics.median(new[1:]), 1000 * statistics.median(prompt[1:]))
+        Speed(batch * new_tokens / statistics.median(new[1:]), 1000 * statistics.median(prompt[1:]))
         for new, prompt in zip(generation, prefill, strict=True)
     ]
 
 
-def _generate(model: PreTrainedModel, prompt: Tensor) -> None:
+def _token_ids(batch: int, tokens: int, vocabulary: int) -> Tensor:
+    """The same ids in each of the batch's rows, (batch, tokens)."""
+    return torch.arange(tokens).remainder(vocabulary).expand(batch, tokens).contiguous()
+
+
+def _generate(model: PreTrainedModel, prompts: Tensor, new_tokens: int) -> None:
     cast("GenerationMixin", model).generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
         do_sample=False,
         pad_token_id=0,
     )

@@ -15,7 +15,7 @@ from typing import Any
 from flattengpt_core.compressed import Compressed
 
 MANIFEST = "flattengpt.json"
-_VERSIONED = ("flattengpt", "torch", "transformers", "safetensors", "tokenizers", "peft")
+_VERSIONED = ("flattengpt", "torch", "transformers", "safetensors", "tokenizers", "peft", "lm-eval")
 
 
 def write_manifest(folder: Path, request: Mapping[str, Any], metrics: Mapping[str, Any], done: Compressed) -> None:
@@ -50,11 +50,16 @@ def scratch_beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def move_into_place(folder: Path, out: Path) -> None:
-    """Make all of `folder` durable, then give it its final name; `out` must not exist or be empty."""
+def flush(folder: Path) -> None:
+    """Make the folder's files durable."""
     for file in folder.iterdir():
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
+
+
+def move_into_place(folder: Path, out: Path) -> None:
+    """Make all of `folder` durable, then give it its final name; `out` must not exist or be empty."""
+    flush(folder)
     if out.exists():
         out.rmdir()
     os.rename(folder, out)

@@ -33,7 +33,11 @@ class Evaluation:
     """What to measure on both models.
 
     perplexity: texts by name or file. sequence_length: window, tokens. windows: at most so many a text, the first
-    ones; all if None. benchmark: also measure speed.
+    ones; all if None. tasks: by lm-eval's name or file, with their first `task_items` items; all if None.
+
+    benchmark: also measure speed, by SLEB's protocol: generating `benchmark_new_tokens` tokens after prompts of
+    `benchmark_prompt_tokens` in a batch of `benchmark_batch_size`, and one forward pass over
+    `benchmark_prefill_batch_size` prompts of `benchmark_prefill_tokens`. benchmark_repeats: timed ones, in turns.
     """
 
     perplexity: tuple[str, ...] = ("wikitext2",)
@@ -41,3 +45,10 @@ class Evaluation:
     windows: int | None = None
     benchmark: bool = True
     benchmark_repeats: int = field(default=5)
+    tasks: tuple[str, ...] = ()
+    task_items: int | None = None
+    benchmark_batch_size: int = 1
+    benchmark_prompt_tokens: int = 64
+    benchmark_new_tokens: int = 32
+    benchmark_prefill_batch_size: int = 1
+    benchmark_prefill_tokens: int = 512

@@ -25,6 +25,7 @@ from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.progress import Progress
 from flattengpt_core.reading import reading
 from flattengpt_core.recover import lora_recover
+from flattengpt_core.tasks import load_tasks
 from flattengpt_core.texts import refuse_reported_calibration
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -54,11 +55,11 @@ def compress(
         base_model: the name the model card gives the source.
 
     Returns:
-        The metrics: `dense` and `compressed` (layers, parameters, perplexity by text, tokens_per_second,
-        latency_ms), `compress_seconds`, `peak_memory_bytes`, `groups`.
+        The metrics: `dense` and `compressed` (each as `evaluate.measure` gives it), `compress_seconds`,
+        `peak_memory_bytes`, `groups`.
 
     Raises:
-        FlattenGPTError: the model, the text or the target cannot be used.
+        FlattenGPTError: the model, a text, a task or the target cannot be used.
         Exception: whatever `progress` raises to stop the run; nothing is then left under `out`.
     """
     refuse_reported_calibration(calibration.dataset, evaluation.perplexity)
@@ -69,6 +70,7 @@ def compress(
         source = Checkpoint(checkpoint_folder(model, aside / "source"))
         tokenizer = source.tokenizer()
         reported = evaluation_windows(tokenizer, evaluation)
+        tasks = load_tasks(evaluation.tasks)
 
         progress.stage("calibrating")
         text = TextWindows(tokenizer, calibration.dataset, length=calibration.sequence_length, seed=calibration.seed)
@@ -89,7 +91,12 @@ def compress(
         progress.stage("evaluating")
         metrics = {
             **measure(
-                {"dense": source.folder, "compressed": result}, reported, evaluation, device=where, progress=progress
+                {"dense": source.folder, "compressed": result},
+                reported,
+                evaluation,
+                tasks=tasks,
+                device=where,
+                progress=progress,
             ),
             "compress_seconds": compress_seconds,
             "peak_memory_bytes": peak_memory_bytes(where),
@@ -105,15 +112,16 @@ def evaluate(model: Path, evaluation: Evaluation, *, device: str, progress: Prog
     """Measure the checkpoint folder or .gguf file `model`: the metrics that `compress` gives of each of its two.
 
     Raises:
-        FlattenGPTError: the model or a text cannot be used.
+        FlattenGPTError: the model, a text or a task cannot be used.
     """
     with TemporaryDirectory() as scratch:
         progress.stage("loading")
         source = Checkpoint(checkpoint_folder(model, Path(scratch) / "source"))
         texts = evaluation_windows(source.tokenizer(), evaluation)
+        tasks = load_tasks(evaluation.tasks)
         progress.stage("evaluating")
-        folders = {"model": source.folder}
-        return measure(folders, texts, evaluation, device=pick_device(device), progress=progress)["model"]
+        folders, where = {"model": source.folder}, pick_device(device)
+        return measure(folders, texts, evaluation, tasks=tasks, device=where, progress=progress)["model"]
 
 
 def diagnose(

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flattengpt_core.methods import UNPRUNED
+from flattengpt_core.retention import share_kept
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,10 @@ def comparison_page(found: Mapping[str, Any]) -> str:
     rows = [dict(row, label=_label(row, found["calibration"]["datasets"])) for row in found["rows"]]
     texts = list(rows[0]["perplexity"])
     compressed = [row for row in rows if row["compress_seconds"] is not None]
+    tasks = list(rows[0]["accuracy"])
     drawings = [partial(_quality, rows, text) for text in texts]
+    if tasks:
+        drawings.append(partial(_accuracies, rows, tasks))
     if compressed:
         drawings.append(partial(_bars, compressed, "compress_seconds", 1, "seconds to compress"))
         drawings.append(partial(_bars, compressed, "peak_memory_bytes", _GIBI, "peak memory, GiB"))
@@ -33,6 +37,10 @@ def comparison_page(found: Mapping[str, Any]) -> str:
         found=found,
         rows=rows,
         texts=texts,
+        tasks=tasks,
+        answers=list(rows[0]["generative"]),
+        short=_short,
+        share=share_kept,
         unpruned=UNPRUNED if any(row["method"] == UNPRUNED for row in rows) else None,
         figures=[_svg(draw) for draw in drawings],
     )
@@ -58,6 +66,26 @@ def _quality(rows: list[dict[str, Any]], text: str, axes: "Axes") -> None:
     axes.set(xlabel="parameters, millions", yscale="log")
     axes.set_ylabel(f"perplexity, {_short(text)}", parse_math=False)
     axes.margins(x=0.2)
+
+
+def _accuracies(rows: list[dict[str, Any]], tasks: list[str], axes: "Axes") -> None:
+    """A bar a row in each task's place, with its standard error, and chance as a line."""
+    height = 0.8 / len(rows)
+    for index, row in enumerate(rows):
+        places = [place + (index - (len(rows) - 1) / 2) * height for place in range(len(tasks))]
+        errors = [row["accuracy_stderr"][task] or 0 for task in tasks]
+        bars = axes.barh(places, [row["accuracy"][task] for task in tasks], height, xerr=errors)
+        bars.set_label(row["label"])
+    for place, task in enumerate(tasks):
+        if task in rows[0]["tasks"]:
+            chance = rows[0]["tasks"][task]["chance"]
+            axes.plot([chance, chance], [place - 0.45, place + 0.45], color="black", linestyle="dotted")
+    axes.set_yticks(range(len(tasks)), [_short(task) for task in tasks], parse_math=False)
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy (dotted: chance)", xlim=(0, 1))
+    assert axes.figure is not None
+    for text in axes.figure.legend(loc="outside upper center", ncols=3, fontsize=8).get_texts():
+        text.set_parse_math(False)
 
 
 def _bars(rows: list[dict[str, Any]], key: str, unit: float, label: str, axes: "Axes") -> None:

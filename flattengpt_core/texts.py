@@ -21,6 +21,9 @@ TEXTS = {
 }
 """The texts that go by a name."""
 
+REPORTED_PARTS = {WIKITEXT2: "test split", PYTHON_DOCS: "last fifth"}
+"""What is reported on of a named text."""
+
 _PYTHON_DOCS_SHARES: dict[Part, tuple[float, float]] = {
     "calibration": (0.0, 0.6),
     "validation": (0.6, 0.8),
@@ -48,15 +51,20 @@ def load_text(name: str, part: Part) -> str:
     )
 
 
+def reported_part(name: str) -> str:
+    """Which part of the text a figure is on, in words."""
+    return REPORTED_PARTS.get(name, "whole file")
+
+
 def refuse_reported_calibration(dataset: str, reported: Sequence[str]) -> None:
     """Make sure that no file of `dataset` ('a' or 'a+b') is reported on; named texts keep their parts apart.
 
     Raises:
         InvalidRequest: a file is the same as a reported one, also under another name.
     """
-    calibrated = {digest: name for name in dataset.split("+") if (digest := _digest(name)) is not None}
+    calibrated = {digest: name for name in dataset.split("+") if (digest := text_digest(name)) is not None}
     for name in reported:
-        twin = calibrated.get(_digest(name) or b"")
+        twin = calibrated.get(text_digest(name) or b"")
         if twin is not None:
             raise InvalidRequest(
                 f"{name!r} is what is calibrated on, too ({twin!r}): report on another text, or the figure says "
@@ -65,7 +73,7 @@ def refuse_reported_calibration(dataset: str, reported: Sequence[str]) -> None:
             )
 
 
-def _digest(name: str) -> bytes | None:
+def text_digest(name: str) -> bytes | None:
     """The SHA-256 of the file of that name; None if it is a text's name or no file."""
     if name in TEXTS or not Path(name).is_file():
         return None

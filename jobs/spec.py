@@ -10,6 +10,8 @@ from flattengpt_core.methods import METHODS
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_PRINTABLE)]
 TextName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
+# No dot and no slash: such names are files', which only the command line may name.
+TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")]
 RepoId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 # SQLite finds no other keys in JSON.
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
@@ -40,10 +42,21 @@ class EvaluationSpec(_Part):
     perplexity: tuple[TextName, ...] = Field(
         default=("wikitext2",), max_length=8, description="Texts to report perplexity on, each on its held-out part."
     )
-    tasks: tuple[str, ...] = Field(default=(), max_length=0, description="Zero-shot tasks; none can be asked for yet.")
+    tasks: tuple[TaskName, ...] = Field(
+        default=(),
+        max_length=32,
+        description="Tasks by lm-eval's names; their data is the Hub's.",
+        examples=[["piqa", "arc_easy"]],
+    )
+    task_items: int | None = Field(default=None, ge=1, le=100_000, description="At most so many items a task.")
     sequence_length: int = Field(default=512, ge=16, le=32768, description="Tokens a window.")
     windows: int | None = Field(default=None, ge=1, le=100_000, description="At most so many windows a text.")
     benchmark: bool = Field(default=True, description="Also measure tokens/s and latency.")
+    benchmark_batch_size: int = Field(default=1, ge=1, le=1024, description="Prompts that generate at once.")
+    benchmark_prompt_tokens: int = Field(default=64, ge=1, le=32768, description="Tokens of each of them.")
+    benchmark_new_tokens: int = Field(default=32, ge=1, le=4096, description="Tokens generated after each.")
+    benchmark_prefill_batch_size: int = Field(default=1, ge=1, le=1024, description="Prompts of the latency's pass.")
+    benchmark_prefill_tokens: int = Field(default=512, ge=1, le=32768, description="Tokens of each of them.")
 
 
 class PublishSpec(_Part):

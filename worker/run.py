@@ -96,7 +96,7 @@ def run(attempt: Attempt) -> None:
         method=spec.method,
         calibration=Calibration(**spec.calibration.model_dump()),
         recovery=Recovery(**spec.recovery.model_dump()),
-        evaluation=Evaluation(**spec.evaluation.model_dump(exclude={"tasks"})),
+        evaluation=Evaluation(**spec.evaluation.model_dump()),
         device="auto",
         dtype=spec.dtype,
         progress=attempt.reporter,

@@ -68,7 +68,7 @@ def test_what_is_not_asked_for_is_not_measured(folder: Path) -> None:
 def test_speeds_come_in_the_models_order(tmp_path: Path, folder: Path) -> None:
     deep = tiny_checkpoint(tmp_path / "deep", num_hidden_layers=48)
     models = [load_model(path, device=CPU, dtype=torch.float32) for path in (deep, folder)]
-    slow, fast = compare_speed(models, repeats=2)
+    slow, fast = compare_speed(models, Evaluation(benchmark_repeats=2))
     assert fast.tokens_per_second > 2 * slow.tokens_per_second
     assert slow.latency_ms > 2 * fast.latency_ms
 
