@@ -11,13 +11,14 @@ A file holds one object a line, all of one form:
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
+from huggingface_hub.errors import HfHubHTTPError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flattengpt_core.errors import FlattenGPTError, InvalidRequest
@@ -214,37 +215,44 @@ def _form_of(entry: object) -> type[_Row]:
 
 def _by_name(name: str) -> list[Task]:
     """lm-eval's task of that name, or each task of its group, with its data from the Hub or the cache."""
-    known = _known_tasks()
-    if name not in known.task_index:
+    _quieten()
+    from lm_eval.tasks import TaskManager
+
+    described = _description(name)
+    # The whole index, for groups and the like, is thousands of files, which take lm-eval ten seconds.
+    known = TaskManager(include_defaults=described is None)
+    if described is None and name not in known.task_index:
         raise TaskNotFound(
             f"lm-eval knows no task {name!r}; a task of your own is a .jsonl file, on the command line alone."
         )
     try:
-        sources = known.load([name])["tasks"]
+        sources = known.load([name if described is None else str(described)])["tasks"]
     except Exception as error:  # the tasks run code of their own to set themselves up
         raise _explained(error, name) from None
     for source in sources.values():
         if source.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood", "generate_until"):
             raise TaskNotFound(f"the task {name!r} is of the kind {source.OUTPUT_TYPE}, which is not supported.")
-        if source.MULTIMODAL or source.UNSAFE_CODE:
+        if getattr(source, "MULTIMODAL", False) or getattr(source, "UNSAFE_CODE", False):
             raise TaskNotFound(f"the task {name!r} needs pictures, sound or running what a model wrote: refused.")
         source.set_fewshot_seed(seed=_FEWSHOT_SEED)
     return [Task(own, source, answers=False) for own, source in sources.items()]
 
 
-@cache
-def _known_tasks() -> Any:
-    """The index of lm-eval's own tasks; reading their thousands of files takes seconds."""
-    _quieten()
-    from lm_eval.tasks import TaskManager
+def _description(name: str) -> Path | None:
+    """The one file of lm-eval's that describes this one task; None if it is a group, or takes more than a look."""
+    import lm_eval.tasks
 
-    return TaskManager()
+    line = re.compile(rf"^task: *{re.escape(name)} *$", re.MULTILINE)
+    texts = {file: file.read_text(encoding="utf-8") for file in Path(lm_eval.tasks.__file__).parent.glob("**/*.yaml")}
+    found = [file for file, text in texts.items() if line.search(text)]
+    return found[0] if len(found) == 1 and "\ngroup:" not in f"\n{texts[found[0]]}" else None
 
 
 def _quieten() -> None:
     """Before lm-eval comes in: it warns of what is meant here, and its metrics must not fetch code from the Hub."""
     os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for logger in ("lm_eval", "huggingface_hub"):  # the Hub's client warns of each time it tries again
+        logging.getLogger(logger).setLevel(logging.ERROR)
 
 
 def _explained(error: Exception, name: str) -> FlattenGPTError:
@@ -252,8 +260,13 @@ def _explained(error: Exception, name: str) -> FlattenGPTError:
     kind = type(error).__name__
     if isinstance(error, ImportError):
         return TaskNotFound(f"the task {name!r} needs a package that is not installed ({error.name}).")
-    return HubUnreachable(
-        f"The data of the task {name!r} cannot be loaded from the Hugging Face Hub ({kind}): check the network and "
-        "HF_ENDPOINT, or give a .jsonl file of your own.",
-        field=FIELD,
+    if isinstance(error, ConnectionError | HfHubHTTPError):
+        return HubUnreachable(
+            f"The data of the task {name!r} cannot be loaded from the Hugging Face Hub ({kind}): check the network and "
+            "HF_ENDPOINT, or give a .jsonl file of your own on the command line.",
+            field=FIELD,
+        )
+    return TaskNotFound(
+        f"lm-eval cannot set up the task {name!r} ({kind}): its data is gone or gated, or it needs code from the Hub, "
+        "which is never run."
     )

@@ -64,6 +64,8 @@ def make_app(hub: Hub) -> FastAPI:
 
     @app.get("/api/models/{owner}/{name}")
     @app.get("/api/models/{owner}/{name}/revision/{revision:path}")
+    @app.get("/api/datasets/{owner}/{name}")
+    @app.get("/api/datasets/{owner}/{name}/revision/{revision:path}")
     async def info(request: Request, owner: str, name: str, revision: str = "main") -> dict[str, Any]:
         repository, commit = at(request, owner, name, revision)
         return {
@@ -84,6 +86,8 @@ def make_app(hub: Hub) -> FastAPI:
         ]
 
     @app.get("/api/models/{owner}/{name}/tree/{revision:path}")
+    @app.get("/api/datasets/{owner}/{name}/tree/{revision}")
+    @app.get("/api/datasets/{owner}/{name}/tree/{revision}/{folder:path}")
     async def tree(request: Request, owner: str, name: str, revision: str) -> list[dict[str, Any]]:
         _, commit = at(request, owner, name, revision)
         return [_tree_entry(path, content) for path, content in commit.files.items()]
@@ -162,6 +166,7 @@ def make_app(hub: Hub) -> FastAPI:
         return {"commitUrl": f"{hub.endpoint}/{repository.id}/commit/{made.id}", "commitOid": made.id}
 
     @app.api_route("/{owner}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
+    @app.api_route("/datasets/{owner}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
     async def resolve(request: Request, owner: str, name: str, revision: str, path: str) -> Response:
         repository, commit = at(request, owner, name, revision)
         if repository.gated and request.headers.get("authorization") is None:
