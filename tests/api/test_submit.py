@@ -87,7 +87,11 @@ def test_words_of_any_language(api: TestClient) -> None:
         ({"recovery": {"learning_rate": float("nan")}}, "invalid_request", "recovery.learning_rate"),
         ({"recovery": {"method": "distil"}}, "invalid_request", "recovery.method"),
         ({"evaluation": {"perplexity": ["nothing"]}}, "calibration_not_found", "evaluation.perplexity"),
-        ({"evaluation": {"perplexity": ["python-docs"], "tasks": ["mmlu"]}}, "invalid_request", "evaluation.tasks"),
+        (
+            {"evaluation": {"perplexity": ["python-docs"], "tasks": ["a.jsonl"]}},
+            "invalid_request",
+            "evaluation.tasks.0",
+        ),
         ({"publish": {"repo_id": "no-owner"}}, "invalid_request", "publish.repo_id"),
         ({"publish": {"repo_id": "../../x"}}, "invalid_request", "publish.repo_id"),
         ({"labels": {"team": "a\0b"}}, "invalid_request", "labels.team"),

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from tests.cli.conftest import TINY_JOB
+from tests.task_files import CHOICES, task_file
 
 LOCAL = ["compress", "compare", "evaluate", "diagnose", "serve", "worker", "sweep", "migrate"]
 REMOTE = ["submit", "watch", "list", "show", "cancel", "download"]
@@ -94,6 +95,48 @@ def test_evaluate_reports_json(data_dir: Path) -> None:
     found = json.loads(done.stdout)
     assert found["layers"] == 6
     assert found["perplexity"]["python-docs"] > 1
+
+
+def test_evaluate_asks_the_tasks_of_a_file(data_dir: Path, tmp_path: Path) -> None:
+    name = task_file(tmp_path / "choices.jsonl", CHOICES)
+    options = ["--tasks", name, "--limit", "3", "--sequence-length", "64", "--no-benchmark"]
+    shown = run("evaluate", "local:tiny", *options, data_dir=data_dir)
+    assert shown.exit_code == 0, shown.stderr
+    assert "(last fifth, 192 tokens in windows of 64)" in shown.stdout
+    assert "(acc_norm, 3 items, chance 0.344)" in shown.stdout
+    assert "3/3" not in shown.stderr  # no bar of lm-eval's
+    assert "requests" not in shown.stderr
+
+
+def test_a_wrong_task_file_is_bad_usage(data_dir: Path, tmp_path: Path) -> None:
+    name = task_file(tmp_path / "mine.jsonl", [{"query": "a", "choices": ["b", "c"]}])
+    target = ["--out", str(tmp_path / "out"), "--layers", "4", "--samples", "8", "--sequence-length", "64"]
+    calibrated = [*target, "--calibration", "python-docs"]
+    for command in (
+        ["evaluate", "local:tiny"],
+        ["compress", "local:tiny", *calibrated],
+        ["compare", "local:tiny", *calibrated],
+    ):
+        done = run(*command, "--tasks", name, data_dir=data_dir)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr.splitlines()[-1] == (
+            f"error: evaluation.tasks: line 1 of the task file {name}: gold: Field required."
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
+
+
+def test_compress_asks_the_tasks_of_a_file(data_dir: Path, tmp_path: Path) -> None:
+    name = task_file(tmp_path / "choices.jsonl", CHOICES)
+    target = ["--out", str(tmp_path / "out"), "--layers", "4", "--samples", "8", "--sequence-length", "64"]
+    options = ["--calibration", "python-docs", "--tasks", name, "--task-items", "2", "--no-benchmark"]
+    done = run("compress", "local:tiny", *target, *options, data_dir=data_dir)
+    assert done.exit_code == 0, done.stderr
+    assert f"accuracy ({name})" in done.stdout
+
+
+def test_submit_knows_no_task_files(url: str) -> None:
+    done = run("submit", "local:tiny", "--layers", "4", "--tasks", "mine.jsonl", url=url)
+    assert (done.exit_code, "evaluation.tasks.0" in done.stderr) == (2, True)
 
 
 def test_compare_writes_a_page_and_its_numbers(data_dir: Path, tmp_path: Path) -> None:

@@ -8,12 +8,29 @@ from huggingface_hub import ModelCard
 from flattengpt_core.card import card
 from jobs.spec import JobSpec
 
+EVALUATION: dict[str, Any] = {
+    "sequence_length": 512,
+    "tokens": {"wikitext2": 16_384, "python-docs": 4_096},
+    "split": {"wikitext2": "test split", "python-docs": "last fifth"},
+    "task_items": None,
+    "benchmark": {
+        "repeats": 5,
+        "batch_size": 64,
+        "prompt_tokens": 64,
+        "new_tokens": 128,
+        "prefill_batch_size": 1,
+        "prefill_tokens": 2048,
+    },
+}
+NOTHING_ASKED: dict[str, Any] = {
+    "accuracy": {}, "accuracy_stderr": {}, "tasks": {}, "generative": {}, "retention": {}, "evaluation": EVALUATION,
+}  # fmt: skip
 METRICS: dict[str, Any] = {
     "dense": {
         "layers": 6,
         "parameters": 134_515_008,
         "perplexity": {"wikitext2": 20.0, "python-docs": 10.0},
-        "accuracy": {},
+        **NOTHING_ASKED,
         "tokens_per_second": 100.0,
         "latency_ms": 12.5,
     },
@@ -21,7 +38,7 @@ METRICS: dict[str, Any] = {
         "layers": 4,
         "parameters": 113_274_432,
         "perplexity": {"wikitext2": 30.0, "python-docs": 12.0},
-        "accuracy": {},
+        **NOTHING_ASKED,
         "tokens_per_second": 120.0,
         "latency_ms": 10.0,
     },
@@ -56,6 +73,29 @@ def test_the_table_holds_both_models() -> None:
         "| latency, ms | 12.5 | 10.0 | 0.80 |",
     ):
         assert row in text
+
+
+def test_what_the_figures_are_on() -> None:
+    text = made().text
+    assert "windows of 512 tokens: 16,384 tokens of wikitext2 (test split)" in text
+    assert "5 repeats of generating 128 tokens after 64 × 64 tokens, and of one pass over 1 × 2048 tokens" in text
+
+
+def test_tasks() -> None:
+    kept = {"raw": 0.9996, "raw_stderr": 0.012, "above_chance": None, "above_chance_stderr": None}
+    asked = {
+        "accuracy": {"piqa": 0.6, "mean": 0.6},
+        "accuracy_stderr": {"piqa": 0.05, "mean": 0.05},
+        "tasks": {"piqa": {"metric": "acc_norm", "items": 100, "chance": 0.5}},
+        "generative": {"gsm8k": {"exact_match,strict-match": 0.25, "items": 8}},
+        "retention": {"piqa": kept, "mean": kept},
+    }
+    found = made(metrics=METRICS | {side: METRICS[side] | asked for side in ("dense", "compressed")})
+    row = "| piqa, acc_norm | 100 | 0.500 | 0.6000 ± 0.0500 | 0.6000 ± 0.0500 | 99.9 % ± 1.2 | not defined |"
+    assert row in found.text
+    assert "| gsm8k, exact_match,strict-match | 0.25 | 0.25 |" in found.text
+    results = {result.dataset_type: (result.metric_type, result.metric_value) for result in found.data.eval_results}
+    assert results["piqa"] == ("acc_norm", 0.6)
 
 
 def test_how_it_was_made_and_how_to_load_it() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from flattengpt_core.progress import Silent
 from flattengpt_core.report import comparison_page
 from flattengpt_core.texts import refuse_reported_calibration
 from flattengpt_core.unpruned import unpruned_model
+from tests.task_files import ANSWERS, CHOICES, task_file
 from tests.tiny_models import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -55,6 +57,20 @@ def test_the_table(tmp_path: Path) -> None:
     assert ours["sparsity"] == pytest.approx(1 - ours["parameters"] / dense["parameters"])
     assert (dense["compress_seconds"], unpruned["compress_seconds"]) == (None, None)
     assert min(row[key] for row in (shortgpt, ours) for key in ("compress_seconds", "peak_memory_bytes")) > 0
+    assert found["evaluation"] == {
+        "sequence_length": 64,
+        "tokens": {"python-docs": 256},
+        "split": {"python-docs": "last fifth"},
+        "task_items": None,
+        "benchmark": {
+            "repeats": 1,
+            "batch_size": 1,
+            "prompt_tokens": 64,
+            "new_tokens": 32,
+            "prefill_batch_size": 1,
+            "prefill_tokens": 512,
+        },
+    }
     assert all(row["tokens_per_second"] > 0 and row["latency_ms"] > 0 for row in found["rows"])
     assert dense["tokens_per_second_ratio"] == 1
     for row in (shortgpt, ours):
@@ -91,13 +107,73 @@ def test_a_comparison_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
+class StopsAt(Silent):
+    """Stops before one of the cells, and keeps what it was told."""
+
+    def __init__(self, cell: int | None = None) -> None:
+        self.cell, self.events = cell, dict[str, Any]()
+
+    def step(self, done: int, total: int) -> None:
+        if done == self.cell:
+            raise KeyboardInterrupt
+
+    def event(self, type: str, **data: Any) -> None:
+        self.events[type] = data
+
+
+def test_a_comparison_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    choices, answers = task_file(tmp_path / "choices.jsonl", CHOICES), task_file(tmp_path / "answers.jsonl", ANSWERS)
+    asked = {"methods": ["shortgpt", UNPRUNED], "evaluation": replace(EVALUATION, tasks=(choices, answers))}
+    out, kept = tmp_path / "out", tmp_path / ".out.unfinished"
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, out, progress=StopsAt(1), **asked)
+    assert not out.exists()
+    first = json.loads((kept / "finished" / "shortgpt.json").read_text())["row"]
+    made = (kept / "shortgpt" / "model.safetensors").stat()
+    (kept / UNPRUNED).mkdir()  # what a killed process leaves of a row
+    again = StopsAt()
+    found = run(tmp_path, out, progress=again, **asked)
+    assert again.events == {"resumed": {"rows": 2}}
+    assert found["rows"][1] == first
+    assert [row["method"] for row in found["rows"]] == ["dense", "shortgpt", UNPRUNED]
+    assert (out / "shortgpt" / "model.safetensors").stat().st_mtime_ns == made.st_mtime_ns
+    assert {path.name for path in out.iterdir()} == {"compare.json", "compare.html", "shortgpt"}
+    assert not kept.exists()
+    check_tasks(found, (out / "compare.html").read_text(), choices, answers)
+
+
+def check_tasks(found: dict[str, Any], page: str, choices: str, answers: str) -> None:
+    """They are in each row and on the page."""
+    dense, ours, unpruned = found["rows"]
+    for row in found["rows"]:
+        assert row["accuracy"].keys() == row["accuracy_stderr"].keys() == {choices, "mean"}
+        assert row["tasks"][choices]["items"] == len(CHOICES)
+        assert row["generative"][answers]["nats_per_token"] > 0
+        assert f"{row['accuracy'][choices]:.4f} ± {row['accuracy_stderr'][choices]:.4f}" in page
+    assert (dense["retention"], ours["retention"].keys()) == ({}, {choices, "mean"})
+    assert unpruned["retention"].keys() == {choices, "mean"}
+    for words in ("choices.jsonl", "acc_norm, 4 items, chance 0.321", "above chance", "nats_per_token", "last fifth"):
+        assert words in page
+    assert page.count("<svg") == 4
+
+
+def test_another_request_begins_anew(tmp_path: Path) -> None:
+    asked = {"methods": [UNPRUNED, "shortgpt"], "evaluation": replace(EVALUATION, benchmark=False)}
+    same, other = StopsAt(0), StopsAt(0)
+    for progress, layers in ((StopsAt(1), 4), (same, 4), (other, 5)):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, tmp_path / "out", progress=progress, layers=layers, **asked)
+    assert (same.events, other.events) == ({"resumed": {"rows": 2}}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]  # a dense row alone is not worth keeping
+
+
 def test_an_error_of_a_method_comes_through(tmp_path: Path) -> None:
     kinds = ["full_attention", "sliding_attention"] * 3
     tiny_checkpoint(tmp_path / "tiny", "qwen2", layer_types=kinds, use_sliding_window=True, sliding_window=8)
     with pytest.raises(InvalidRequest, match="same kind") as raised:
         run(tmp_path, tmp_path / "out", methods=["flattengpt"], layers=2)
     assert raised.value.field == "layers"
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
@@ -147,6 +223,7 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows() -> None:
         "sparsity": 0.0,
         "perplexity": {text: 20.0},
         "accuracy": {},
+        "generative": {},
         "tokens_per_second": None,
         "latency_ms": None,
         "tokens_per_second_ratio": None,
@@ -160,7 +237,13 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows() -> None:
         "model": "<b>tiny</b>",
         "seed": 0,
         "calibration": {"datasets": ["a"], "samples": 8, "sequence_length": 64},
-        "evaluation": {"sequence_length": 64, "tokens": {text: 256}},
+        "evaluation": {
+            "sequence_length": 64,
+            "tokens": {text: 256},
+            "split": {text: "whole file"},
+            "task_items": None,
+            "benchmark": None,
+        },
         "rows": [row, ours | {"peak_memory_bytes": 2**30}],
     }
     page = comparison_page(found)

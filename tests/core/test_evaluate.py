@@ -12,6 +12,8 @@ from flattengpt_core.evaluate import compare_speed, measure, perplexity
 from flattengpt_core.models import Checkpoint, load_model
 from flattengpt_core.options import Evaluation
 from flattengpt_core.progress import Silent
+from flattengpt_core.tasks import load_tasks
+from tests.task_files import CHOICES, task_file
 from tests.tiny_models import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -71,6 +73,39 @@ def test_speeds_come_in_the_models_order(tmp_path: Path, folder: Path) -> None:
     slow, fast = compare_speed(models, Evaluation(benchmark_repeats=2))
     assert fast.tokens_per_second > 2 * slow.tokens_per_second
     assert slow.latency_ms > 2 * fast.latency_ms
+
+
+def test_the_speed_protocols_sizes_are_kept_to(folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    model = load_model(folder, device=CPU, dtype=torch.float32)
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    sizes = Evaluation(
+        benchmark_repeats=1,
+        benchmark_batch_size=3,
+        benchmark_prompt_tokens=5,
+        benchmark_new_tokens=4,
+        benchmark_prefill_batch_size=2,
+        benchmark_prefill_tokens=300,
+    )
+    [speed] = compare_speed([model], sizes)
+    assert seen == [(3, 5), (3, 1), (3, 1), (3, 1), (2, 300)] * 2
+    assert speed.tokens_per_second > 0
+
+
+def test_tasks_are_measured_on_both_and_what_is_kept_is_said(tmp_path: Path, folder: Path) -> None:
+    other = tiny_checkpoint(tmp_path / "other", seed=5)
+    name = task_file(tmp_path / "choices.jsonl", CHOICES)
+    evaluation = Evaluation((), tasks=(name,), task_items=3, benchmark=False)
+    counted = Counted()
+    found = measure(
+        {"a": folder, "b": other}, {}, evaluation, tasks=load_tasks(evaluation.tasks), device=CPU, progress=counted
+    )
+    assert found["a"]["tasks"][name]["items"] == 3
+    assert (found["a"]["retention"], found["b"]["retention"].keys()) == ({}, {name, "mean"})
+    assert counted.steps[-1] == (6, 6)
+    assert found["a"]["evaluation"]["task_items"] == 3
 
 
 def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path, folder: Path) -> None:

@@ -14,7 +14,9 @@ from flattengpt_core.errors import CalibrationNotFound, InvalidRequest
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.pipeline import compress, evaluate
 from flattengpt_core.progress import STAGES, Progress, Silent
+from flattengpt_core.tasks import TaskNotFound
 from jobs.spec import JobSpec
+from tests.task_files import ANSWERS, CHOICES, task_file
 from tests.tiny_models import tiny_checkpoint
 
 CALIBRATION = Calibration("python-docs", samples=8, sequence_length=64)
@@ -126,6 +128,24 @@ def test_what_is_calibrated_on_is_not_reported_on(tmp_path: Path) -> None:
             calibration=dataclasses.replace(CALIBRATION, dataset=str(text)),
             evaluation=dataclasses.replace(EVALUATION, perplexity=(str(text),)),
         )
+
+
+def test_a_wrong_task_is_said_before_any_layer_is_merged(tmp_path: Path) -> None:
+    told = Recorder()
+    wrong = dataclasses.replace(EVALUATION, tasks=(task_file(tmp_path / "mine.jsonl", [{"query": "a"}]),))
+    with pytest.raises(TaskNotFound, match="line 1 of the task file"):
+        run(tmp_path, tmp_path / "out", progress=told, evaluation=wrong)
+    assert told.stages == ["loading"]
+
+
+def test_tasks_are_in_the_metrics_and_on_the_card(tmp_path: Path) -> None:
+    choices, answers = task_file(tmp_path / "choices.jsonl", CHOICES), task_file(tmp_path / "answers.jsonl", ANSWERS)
+    metrics = run(tmp_path, tmp_path / "out", evaluation=dataclasses.replace(EVALUATION, tasks=(choices, answers)))
+    assert (metrics["dense"]["retention"], metrics["compressed"]["retention"].keys()) == ({}, {choices, "mean"})
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| {choices}, acc_norm | 4 | 0.321 |" in card
+    assert f"| {answers}, nats_per_token |" in card
+    assert "256 tokens of python-docs (last fifth)" in card
 
 
 def test_too_little_text_is_said_before_any_layer_is_merged(tmp_path: Path) -> None:

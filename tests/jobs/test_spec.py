@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from flattengpt_core.methods import METHODS
+from flattengpt_core.options import Evaluation
 from jobs.spec import JobSpec
 
 FULL: dict[str, Any] = {
@@ -19,9 +20,15 @@ FULL: dict[str, Any] = {
     "evaluation": {
         "perplexity": ["wikitext2"],
         "tasks": [],
+        "task_items": None,
         "sequence_length": 512,
         "windows": None,
         "benchmark": True,
+        "benchmark_batch_size": 1,
+        "benchmark_prompt_tokens": 64,
+        "benchmark_new_tokens": 32,
+        "benchmark_prefill_batch_size": 1,
+        "benchmark_prefill_tokens": 512,
     },
     "publish": {"repo_id": "org/name-flat24", "private": True},
     "dtype": "auto",
@@ -69,6 +76,10 @@ def test_exactly_one_target(target: dict[str, Any], said: str) -> None:
         JobSpec.model_validate({"model": "org/name", **target})
 
 
+def test_the_defaults_are_the_cores() -> None:
+    assert Evaluation(**JobSpec(model="org/name", layers=4).evaluation.model_dump()) == Evaluation()
+
+
 @pytest.mark.parametrize("sparsity", [0, 1, -0.1, 1.5, float("nan"), float("inf"), "much"])
 def test_sparsity_is_a_share(sparsity: Any) -> None:
     assert refused_fields(layers=None, sparsity=sparsity) == ["sparsity"]
@@ -96,7 +107,11 @@ def test_sparsity_is_a_share(sparsity: Any) -> None:
         ("recovery.learning_rate", {"recovery": {"learning_rate": 0}}),
         ("evaluation.perplexity", {"evaluation": {"perplexity": ["wikitext2"] * 9}}),
         ("evaluation.perplexity.0", {"evaluation": {"perplexity": ["/etc/passwd"]}}),
-        ("evaluation.tasks", {"evaluation": {"tasks": ["piqa"]}}),
+        ("evaluation.tasks", {"evaluation": {"tasks": ["piqa"] * 33}}),
+        ("evaluation.tasks.1", {"evaluation": {"tasks": ["piqa", "mine.jsonl"]}}),
+        ("evaluation.tasks.0", {"evaluation": {"tasks": ["../piqa"]}}),
+        ("evaluation.task_items", {"evaluation": {"task_items": 0}}),
+        ("evaluation.benchmark_batch_size", {"evaluation": {"benchmark_batch_size": 0}}),
         ("evaluation.windows", {"evaluation": {"windows": 0}}),
         ("publish.repo_id", {"publish": {"repo_id": "no-organisation"}}),
         ("publish.repo_id", {"publish": {"repo_id": "org/naïve"}}),

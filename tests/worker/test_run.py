@@ -25,6 +25,8 @@ from jobs.states import JobStatus
 from jobs.store import JobStore
 from jobs.sweeper import sweep_once
 from jobs.tables import Job
+from tests.hub.state import READ_TOKEN
+from tests.hub_server import running_hub
 from tests.processes import alive, descendants, wait_until
 from tests.tiny_models import tiny_checkpoint
 from tests.worker.conftest import SPEC, Workers, on_postgresql, on_sqlite
@@ -80,6 +82,47 @@ def test_a_job_from_beginning_to_end(store: JobStore, settings: Settings, queued
     assert progress == sorted(progress)
     manifest = json.loads((settings.data_dir / "artifacts" / queued / "flattengpt.json").read_text())
     assert manifest["request"] == job.request
+
+
+def asks_piqa(store: JobStore) -> str:
+    request = SPEC.as_request()
+    request["evaluation"] |= {"tasks": ["piqa"], "task_items": 3}
+    return store.submit(JobSpec.model_validate(request)).id
+
+
+@on_sqlite
+def test_a_job_with_a_task_of_the_hub(
+    store: JobStore, settings: Settings, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"goal": f"open jar {n}", "sol1": "twist the lid", "sol2": "eat the lid", "label": 0} for n in range(5)]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        hub.add("baber/piqa", {"train.jsonl": data, "validation.jsonl": data})
+        job_id = asks_piqa(store)
+        workers().run(job_id)
+        assert [seen for seen in hub.seen if seen.authorization] == []
+    metrics = check_success(store, settings, job_id, attempt=1).metrics
+    assert metrics is not None
+    assert metrics["compressed"]["tasks"]["piqa"] == {"metric": "acc_norm", "items": 3, "chance": 0.5}
+    assert metrics["compressed"]["accuracy"].keys() == {"piqa", "mean"}
+    assert metrics["compressed"]["retention"].keys() == {"piqa", "mean"}
+
+
+@on_sqlite
+def test_a_task_that_cannot_be_had_ends_the_job_before_the_work(
+    store: JobStore, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    job_id = asks_piqa(store)
+    workers().run(job_id)
+    job = store.get(job_id)
+    assert (job.status, job.stage) == (JobStatus.FAILED, "loading")
+    assert job.error is not None
+    assert (job.error["code"], job.error["field"]) == ("hub_unreachable", "evaluation.tasks")
 
 
 @on_sqlite
