@@ -7,8 +7,10 @@ in this one, each model in turns with the dense one.
 import importlib.metadata
 import json
 import multiprocessing
+import os
 import shutil
 import statistics
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -230,8 +232,21 @@ class _Table:
 
 def _in_own_process(cell: Cell) -> Cost:
     """Run the compression in a new process. Raises what it raised."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_die_with_parent) as pool:
         return pool.submit(_compress, cell).result()
+
+
+def _die_with_parent() -> None:
+    """Called by the new process, so that it cannot write what a later run of the same request then writes, too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
 
 
 def _compress(cell: Cell) -> Cost:
