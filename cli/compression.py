@@ -22,12 +22,15 @@ def compress_here(
     texts: list[str] | None,
     device: str,
     settings: Settings,
+    work: Path | None = None,
+    accelerate_config: Path | None = None,
 ) -> dict[str, Any]:
     """Run the request into the new folder `folder` and give its metrics.
 
     Args:
         calibration: a text's name or file that wins over the request's; a service knows no files.
         texts: names or files to report perplexity on, likewise.
+        work, accelerate_config: as for `pipeline.compress`.
 
     Raises:
         FlattenGPTError, ValidationError: the request is wrong, or the model or a text cannot be used.
@@ -58,4 +61,6 @@ def compress_here(
             progress=StageBars(bar),
             request=spec.as_request(),
             base_model=spec.model.removeprefix("local:"),
+            work=work,
+            accelerate_config=accelerate_config,
         )

@@ -36,6 +36,10 @@ def compress(
     sequence_length: options.SequenceLength = None,
     seed: options.Seed = None,
     recovery: options.RecoveryMethod = None,
+    recovery_steps: options.RecoverySteps = None,
+    recovery_train: options.RecoveryTrain = None,
+    rank: options.Rank = None,
+    learning_rate: options.LearningRate = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -47,6 +51,14 @@ def compress(
     dtype: options.Dtype = None,
     revision: options.Revision = None,
     device: Device = "auto",
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Keep intermediate state in this folder; the same command goes on where it stopped."),
+    ] = None,
+    accelerate_config: Annotated[
+        Path | None,
+        typer.Option(help="accelerate's config file: train on the devices it names.", exists=True, dir_okay=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compress a model on this machine. Options given here win over the request file."""
@@ -60,6 +72,10 @@ def compress(
         "calibration.sequence_length": sequence_length,
         "calibration.seed": seed,
         "recovery.method": recovery,
+        "recovery.steps": recovery_steps,
+        "recovery.train": recovery_train,
+        "recovery.rank": rank,
+        "recovery.learning_rate": learning_rate,
         "evaluation.benchmark": None if benchmark else False,
         "dtype": dtype,
         "revision": revision,
@@ -68,7 +84,16 @@ def compress(
     if request.pop("publish", None):
         err.print("publish is the service's to do (flattengpt submit); nothing is uploaded from here")
     _refuse_existing(folder)
-    metrics = compress_here(request, folder, calibration=calibration, texts=text, device=device, settings=Settings())
+    metrics = compress_here(
+        request,
+        folder,
+        calibration=calibration,
+        texts=text,
+        device=device,
+        settings=Settings(),
+        work=work,
+        accelerate_config=accelerate_config,
+    )
     if as_json:
         print_json(metrics)
     else:
