@@ -26,7 +26,7 @@ class Lines:
         self._say("event", type=type, **data)
 
     @staticmethod
-    def _say(method: str, **given: Any) -> None:
+    def _say(method: str, /, **given: Any) -> None:
         print(MARK + json.dumps([method, given]), flush=True)  # noqa: T201
 
 
@@ -51,7 +51,7 @@ def recover_launched(folder: RecoveryFolder, progress: Progress, accelerate_conf
         finally:
             launcher.terminate()  # does nothing to one that has ended
     result = folder.result()
-    if result is None:
+    if result is None or launcher.returncode:
         raise RecoveryFailed(
             f"The processes that accelerate launched ended without a result (exit code {launcher.returncode}); what "
             "they said stands above. The same command goes on at the last checkpoint.",

@@ -161,7 +161,9 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(tmp_path: Path, monkeypat
 
 
 def test_a_result_that_is_worse_is_not_kept(tmp_path: Path) -> None:
-    folder = prepared(tmp_path, dataclasses.replace(LORA, steps=3, learning_rate=5.0))
+    windows = counting_windows()
+    windows[-4:] += 128  # judged by tokens that it unlearns
+    folder = prepared(tmp_path, dataclasses.replace(LORA, steps=30), windows=windows)
     result = recover(folder, Recorder())
     assert not result.kept
     assert result.loss_before is not None
