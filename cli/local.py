@@ -11,6 +11,7 @@ from cli.options import Json
 from cli.screen import comparison_table, err, metrics_table, out, print_json
 from flattengpt_core.methods import METHODS, UNPRUNED
 from flattengpt_core.options import Calibration, Evaluation
+from flattengpt_core.recovery.curve import in_words
 from flattengpt_core.texts import PYTHON_DOCS, TEXTS, WIKITEXT2
 from jobs.settings import Settings
 
@@ -98,6 +99,8 @@ def compress(
         print_json(metrics)
     else:
         out.print(metrics_table(metrics))
+        if metrics["recovery"]:
+            out.print(in_words(metrics["recovery"]), markup=False, soft_wrap=True)
         out.print(str(folder), markup=False, soft_wrap=True)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from flattengpt_core.recovery.curve import FIGURE, in_words
-from flattengpt_core.recovery.folder import Recovered
 
 _BODY = """
 # {name}
@@ -91,7 +90,7 @@ def _training(recovery: Mapping[str, Any] | None) -> str:
     """What recovery did, and its loss curve; empty if there was none."""
     if recovery is None:
         return ""
-    return f"\n{in_words(Recovered(**recovery))}\n\n![training loss by step]({FIGURE})\n"
+    return f"\n{in_words(recovery)}\n\n![training loss by step]({FIGURE})\n"
 
 
 def _rows(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> list[str]:

@@ -204,11 +204,12 @@ def mean_loss(model: nn.Module, examples: Sequence[Example], *, device: torch.de
     """The mean negative log-likelihood a token, in nats, padding left out; NaN if no token counts."""
     training = model.training
     model.eval()
-    total, tokens = 0.0, 0
-    for example in examples:
-        batch = {name: tensor[None].to(device) for name, tensor in example.items()}
+    size = max(1, PASS_TOKENS // len(examples[0]["labels"]))
+    total, tokens = 0.0, predicted_tokens(examples)
+    for start in range(0, len(examples), size):
+        windows = examples[start : start + size]
+        batch = {name: torch.stack([window[name] for window in windows]).to(device) for name in windows[0]}
         total += float(next_token(model, batch))
-        tokens += predicted_tokens([example])
     model.train(training)
     return total / tokens if tokens else math.nan
 

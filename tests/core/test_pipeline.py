@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -124,16 +124,15 @@ def test_recovery_changes_weights_and_keeps_the_checkpoint_stock(tmp_path: Path)
     assert not torch.equal(plain["model.layers.0.mlp.down_proj.weight"], trained["model.layers.0.mlp.down_proj.weight"])
 
 
-@pytest.mark.parametrize("method", ["lora", "distill"])
-def test_recovery_is_told_in_metrics_card_and_figure(tmp_path: Path, method: Literal["lora", "distill"]) -> None:
-    recovery = Recovery(method, steps=20, rank=4, learning_rate=1e-2)
+def test_recovery_is_told_in_metrics_card_and_figure(tmp_path: Path) -> None:
+    recovery = Recovery("distill", steps=20, rank=4, learning_rate=1e-2)
     metrics = run(tmp_path, tmp_path / "out", recovery=recovery)["recovery"]
-    assert (metrics["method"], metrics["steps"], metrics["kept"]) == (method, 20, True)
+    assert (metrics["method"], metrics["steps"], metrics["kept"]) == ("distill", 20, True)
     assert metrics["loss_after"] < metrics["loss_before"]
     assert [step for step, _ in metrics["curve"]] == list(range(1, 21))
     assert json.loads((tmp_path / "out" / "flattengpt.json").read_text())["metrics"]["recovery"] == metrics
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"Trained for 20 steps ({method})" in card
+    assert "Trained for 20 steps (distill)" in card
     assert "so the trained weights were kept" in card
     assert "](recovery.svg)" in card
     assert (tmp_path / "out" / "recovery.svg").read_text().startswith("<?xml")
