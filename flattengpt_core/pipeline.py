@@ -126,7 +126,7 @@ def compress(
             "recovery": recovered.as_dict() if recovered else None,
         }
         if recovered:
-            draw_curve(metrics["recovery"], result)
+            draw_curve(recovered.as_dict(), result)
         (result / "README.md").write_text(card(metrics, request, base_model), encoding="utf-8")
         write_manifest(result, request, metrics, done)
         move_into_place(result, out)
