@@ -32,6 +32,20 @@ class ModelMetrics(BaseModel):
     latency_ms: float | None
 
 
+class RecoveryMetrics(BaseModel):
+    """Training after compression; losses are nats a token, null where they are no number."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str
+    steps: int
+    loss_before: float | None = Field(description="On held-out tokens of the text, before training.")
+    loss_after: float | None
+    kept: bool = Field(description="Whether the trained weights were the better ones.")
+    held_out_tokens: int
+    curve: list[tuple[int, float | None]] = Field(description="Step and training loss.")
+
+
 class Metrics(BaseModel):
     """The evidence: the dense and the compressed model, measured alike."""
 
@@ -42,6 +56,7 @@ class Metrics(BaseModel):
     compress_seconds: float
     peak_memory_bytes: int
     groups: list[list[int]] = Field(description="Which layers of the dense model stand behind each layer.")
+    recovery: RecoveryMetrics | None = Field(default=None, description="What training after compression did.")
 
 
 class JobError(BaseModel):

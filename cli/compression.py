@@ -23,6 +23,8 @@ def compress_here(
     tasks: list[str] | None,
     device: str,
     settings: Settings,
+    work: Path | None = None,
+    accelerate_config: Path | None = None,
 ) -> dict[str, Any]:
     """Run the request into the new folder `folder` and give its metrics.
 
@@ -30,6 +32,7 @@ def compress_here(
         calibration: a text's name or file that wins over the request's; a service knows no files.
         texts: names or files to report perplexity on, likewise.
         tasks: names or files of tasks, likewise.
+        work, accelerate_config: as for `pipeline.compress`.
 
     Raises:
         FlattenGPTError, ValidationError: the request is wrong, or the model or a text cannot be used.
@@ -63,4 +66,6 @@ def compress_here(
             progress=StageBars(bar),
             request=spec.as_request(),
             base_model=spec.model.removeprefix("local:"),
+            work=work,
+            accelerate_config=accelerate_config,
         )

@@ -11,6 +11,7 @@ from cli.options import Json
 from cli.screen import comparison_table, err, metrics_table, out, print_evaluation, print_json
 from flattengpt_core.methods import METHODS, UNPRUNED
 from flattengpt_core.options import Calibration, Evaluation
+from flattengpt_core.recovery.curve import in_words
 from flattengpt_core.texts import PYTHON_DOCS, TEXTS, WIKITEXT2
 from jobs.settings import Settings
 
@@ -36,6 +37,10 @@ def compress(
     sequence_length: options.SequenceLength = None,
     seed: options.Seed = None,
     recovery: options.RecoveryMethod = None,
+    recovery_steps: options.RecoverySteps = None,
+    recovery_train: options.RecoveryTrain = None,
+    rank: options.Rank = None,
+    learning_rate: options.LearningRate = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,6 +54,14 @@ def compress(
     dtype: options.Dtype = None,
     revision: options.Revision = None,
     device: Device = "auto",
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Keep intermediate state in this folder; the same command goes on where it stopped."),
+    ] = None,
+    accelerate_config: Annotated[
+        Path | None,
+        typer.Option(help="accelerate's config file: train on the devices it names.", exists=True, dir_okay=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compress a model on this machine. Options given here win over the request file."""
@@ -63,6 +76,10 @@ def compress(
         "calibration.seed": seed,
         "recovery.method": recovery,
         "evaluation.task_items": task_items,
+        "recovery.steps": recovery_steps,
+        "recovery.train": recovery_train,
+        "recovery.rank": rank,
+        "recovery.learning_rate": learning_rate,
         "evaluation.benchmark": None if benchmark else False,
         "dtype": dtype,
         "revision": revision,
@@ -72,12 +89,22 @@ def compress(
         err.print("publish is the service's to do (flattengpt submit); nothing is uploaded from here")
     _refuse_existing(folder)
     metrics = compress_here(
-        request, folder, calibration=calibration, texts=text, tasks=tasks, device=device, settings=Settings()
+        request,
+        folder,
+        calibration=calibration,
+        texts=text,
+        tasks=tasks,
+        device=device,
+        settings=Settings(),
+        work=work,
+        accelerate_config=accelerate_config,
     )
     if as_json:
         print_json(metrics)
     else:
         out.print(metrics_table(metrics))
+        if metrics["recovery"]:
+            out.print(in_words(metrics["recovery"]), markup=False, soft_wrap=True)
         out.print(str(folder), markup=False, soft_wrap=True)
 
 

@@ -15,7 +15,15 @@ Layers = Annotated[int | None, typer.Option(help="Number of layers to keep.")]
 Method = Annotated[str | None, typer.Option(help=f"One of: {', '.join(METHODS)}.", show_default="flattengpt")]
 Samples = Annotated[int | None, typer.Option(help="Windows of text to calibrate on.", show_default="128")]
 SequenceLength = Annotated[int | None, typer.Option(help="Tokens a calibration window.", show_default="2048")]
-RecoveryMethod = Annotated[str | None, typer.Option(help="Training after it: none or lora.", show_default="none")]
+RecoveryMethod = Annotated[
+    str | None, typer.Option(help="Training after it: none, lora or distill.", show_default="none")
+]
+RecoverySteps = Annotated[int | None, typer.Option(help="Optimiser steps of the training.", show_default="500")]
+RecoveryTrain = Annotated[
+    str | None, typer.Option(help="What distill trains: lora, or full (all of the layers).", show_default="lora")
+]
+Rank = Annotated[int | None, typer.Option(help="Rank of the LoRA matrices.", show_default="8")]
+LearningRate = Annotated[float | None, typer.Option(help="The training's peak rate.", show_default="0.0001")]
 Seed = Annotated[int | None, typer.Option(help="Which windows are chosen.", show_default="0")]
 Tasks = Annotated[
     list[str] | None,

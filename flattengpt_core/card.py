@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from flattengpt_core.recovery.curve import FIGURE, in_words
 from flattengpt_core.retention import share_kept
 
 _BODY = """
@@ -33,7 +34,7 @@ tokenizer = AutoTokenizer.from_pretrained("{where}")
 Calibrated on {samples} windows of {length} tokens of {text} (seed {seed}); recovery: {recovery}. Layers of the base
 model behind each layer: {groups}. `flattengpt.json` holds the whole request, the versions, the kept heads and
 channels, and the checksum of each file.
-"""
+{training}"""
 
 
 def card(metrics: Mapping[str, Any], request: Mapping[str, Any], base_model: str) -> str:
@@ -63,6 +64,7 @@ def card(metrics: Mapping[str, Any], request: Mapping[str, Any], base_model: str
         seed=calibration["seed"],
         recovery=request["recovery"]["method"],
         groups=", ".join("+".join(str(layer) for layer in group) for group in metrics["groups"]),
+        training=_training(metrics.get("recovery")),
     )
     data = ModelCardData(
         base_model=base_model if "/" in base_model else None,
@@ -147,6 +149,13 @@ def _task_row(task: str, dense: Mapping[str, Any], compressed: Mapping[str, Any]
         (f"{task}, {told['metric']}", told["items"], f"{told['chance']:.3f}") if told else (task, "", "")
     )
     return f"| {name} | {items} | {chance} | {' | '.join((*accuracies, *kept))} |"
+
+
+def _training(recovery: Mapping[str, Any] | None) -> str:
+    """What recovery did, and its loss curve; empty if there was none."""
+    if recovery is None:
+        return ""
+    return f"\n{in_words(recovery)}\n\n![training loss by step]({FIGURE})\n"
 
 
 def _rows(dense: Mapping[str, Any], compressed: Mapping[str, Any]) -> list[str]:

@@ -62,3 +62,13 @@ class UnsupportedModel(InvalidRequest):
 class CalibrationNotFound(InvalidRequest):
     code = "calibration_not_found"
     title = "The text cannot be loaded"
+
+
+class CheckpointNotWritten(FlattenGPTError):
+    code = "checkpoint_not_written"
+    title = "The state of the training could not be saved"
+
+
+class RecoveryFailed(FlattenGPTError):
+    code = "recovery_failed"
+    title = "The training after compression failed"

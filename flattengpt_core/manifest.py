@@ -1,4 +1,4 @@
-"""`flattengpt.json`, the record of how a result was made, and the final rename of a result folder."""
+"""`flattengpt.json`, the record of how a result was made, and files and folders that appear whole."""
 
 import hashlib
 import importlib.metadata
@@ -68,3 +68,18 @@ def move_into_place(folder: Path, out: Path) -> None:
         os.fsync(parent)
     finally:
         os.close(parent)
+
+
+def write_json(file: Path, entries: Mapping[str, Any]) -> None:
+    """Write the JSON file `file` whole or not at all."""
+    write_atomically(file, json.dumps(entries, indent=2, allow_nan=False) + "\n")
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write the text file `file` whole or not at all, durably."""
+    aside = file.with_name(f"{file.name}.partial")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(aside, file)

@@ -1,7 +1,7 @@
 """What a run can be asked for, as plain values. Imports no torch; bounds are checked where requests come in."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,37 @@ class Calibration:
     seed: int = 0
 
 
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+"""The projections of a layer, which LoRA can train."""
+
+
 @dataclass(frozen=True)
 class Recovery:
-    """Training after compression. steps: optimiser steps. rank: of the LoRA matrices."""
+    """Training after compression: `lora` on the text itself, `distill` towards the dense model.
 
-    method: Literal["none", "lora"] = "none"
+    steps: optimiser steps. epochs: passes over the text; if given, it decides instead of steps.
+    rank, alpha, targets: of the LoRA matrices, scaled by alpha / rank; alpha is twice the rank if None.
+    train: what `distill` trains; `full` is all but the embeddings and the output head.
+    learning_rate: the peak, after `warmup` (a share of the steps), then falling by `schedule`.
+    batch_tokens: tokens an optimiser step, over all devices.
+    temperature, hidden_weight, token_weight: of distillation; see `recovery.objectives`.
+    """
+
+    method: Literal["none", "lora", "distill"] = "none"
     steps: int = 500
     rank: int = 8
     learning_rate: float = 1e-4
+    epochs: int | None = None
+    alpha: int | None = None
+    targets: tuple[Target, ...] = TARGETS
+    train: Literal["lora", "full"] = "lora"
+    batch_tokens: int = 1024
+    warmup: float = 0.05
+    schedule: Literal["linear", "cosine"] = "linear"
+    temperature: float = 1.0
+    hidden_weight: float = 1.0
+    token_weight: float = 0.0
 
 
 @dataclass(frozen=True)

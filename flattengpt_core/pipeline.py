@@ -4,7 +4,9 @@ The result folder appears under its final name only when it is complete.
 """
 
 import json
+import os
 import resource
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +22,17 @@ from flattengpt_core.card import card
 from flattengpt_core.compress import choose_groups, compress_layers
 from flattengpt_core.evaluate import measure
 from flattengpt_core.manifest import move_into_place, scratch_beside, write_manifest
-from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model, replace_weights
+from flattengpt_core.models import Checkpoint, CheckpointWriter, replace_weights
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.progress import Progress
 from flattengpt_core.reading import reading
-from flattengpt_core.recover import lora_recover
+from flattengpt_core.recovery.curve import draw_curve
+from flattengpt_core.recovery.folder import Recovered, Task
+from flattengpt_core.recovery.launch import recover_launched
+from flattengpt_core.recovery.run import recover, trained_weights
 from flattengpt_core.tasks import load_tasks
 from flattengpt_core.texts import refuse_reported_calibration
+from flattengpt_core.work import WorkFolder, identity
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -45,6 +51,8 @@ def compress(
     progress: Progress,
     request: dict[str, Any],
     base_model: str,
+    work: Path | None = None,
+    accelerate_config: Path | None = None,
 ) -> dict[str, Any]:
     """Compress the checkpoint folder or .gguf file `model` to `layers` layers, into the new folder `out`.
 
@@ -53,10 +61,12 @@ def compress(
         dtype: what the result is saved as; `auto` keeps the source's.
         request: what was asked for, recorded in the result as it is.
         base_model: the name the model card gives the source.
+        work: keeps intermediate state, so that the same call goes on where it stopped; nothing is kept if None.
+        accelerate_config: starts recovery by `accelerate launch` with this file, else it runs in this process.
 
     Returns:
         The metrics: `dense` and `compressed` (each as `evaluate.measure` gives it), `compress_seconds`,
-        `peak_memory_bytes`, `groups`.
+        `peak_memory_bytes`, `groups`, `recovery` (None, or the fields of `recovery.folder.Recovered`).
 
     Raises:
         FlattenGPTError: the model, a text, a task or the target cannot be used.
@@ -76,17 +86,35 @@ def compress(
         text = TextWindows(tokenizer, calibration.dataset, length=calibration.sequence_length, seed=calibration.seed)
         folds = text.folds(calibration.samples)
 
-        progress.stage("compressing")
-        started = time.perf_counter()
-        writer = CheckpointWriter(source, aside)
-        done = compress_layers(source, folds, writer, progress, layers=layers, method=method, device=where)
-        compress_seconds = time.perf_counter() - started
-        result = aside / "result"
-        writer.assemble(result, dtype=DTYPES.get(dtype))
+        windows = text.all()
+        asked = {"layers": layers, "method": method, "calibration": asdict(calibration), "recovery": asdict(recovery)}
+        state = WorkFolder(work or aside / "work", asked | {"dtype": dtype} | identity(model, [*folds, windows]))
 
-        if recovery.method == "lora":
+        progress.stage("compressing")
+        finished = state.layers_done()
+        if finished is None:
+            started = time.perf_counter()
+            writer = CheckpointWriter(source, aside)
+            done = compress_layers(source, folds, writer, progress, layers=layers, method=method, device=where)
+            finished = done, time.perf_counter() - started
+            writer.assemble(state.compressed, dtype=DTYPES.get(dtype))
+            state.finish_layers(*finished)
+        done, compress_seconds = finished
+
+        recovered = None
+        if recovery.method != "none":
             progress.stage("recovering")
-            _recover(result, text.all(), recovery, calibration.seed, where, progress)
+            task = Task(
+                state.compressed.absolute(),
+                source.folder.absolute(),
+                done.groups,
+                recovery,
+                calibration.seed,
+                where.type,
+                resumable=work is not None,
+            )
+            recovered = _recover(state, task, windows, progress, accelerate_config)
+        result = _result(state, aside / "result", recovered, keep=work is not None)
 
         progress.stage("evaluating")
         metrics = {
@@ -101,7 +129,10 @@ def compress(
             "compress_seconds": compress_seconds,
             "peak_memory_bytes": peak_memory_bytes(where),
             "groups": [list(group) for group in done.groups],
+            "recovery": recovered.as_dict() if recovered else None,
         }
+        if recovered:
+            draw_curve(recovered.as_dict(), result)
         (result / "README.md").write_text(card(metrics, request, base_model), encoding="utf-8")
         write_manifest(result, request, metrics, done)
         move_into_place(result, out)
@@ -194,16 +225,28 @@ def checkpoint_folder(model: Path, folder: Path) -> Path:
 
 
 def _recover(
-    result: Path, windows: Tensor, recovery: Recovery, seed: int, device: torch.device, progress: Progress
-) -> None:
-    """Train the compressed checkpoint in place; its tensors keep their dtypes."""
-    model, _ = lora_recover(
-        load_model(result, device=device, dtype=torch.float32),
-        windows,
-        steps=recovery.steps,
-        rank=recovery.rank,
-        learning_rate=recovery.learning_rate,
-        seed=seed,
-        progress=progress,
-    )
-    replace_weights(Checkpoint(result), model.state_dict())
+    state: WorkFolder, task: Task, windows: Tensor, progress: Progress, accelerate_config: Path | None
+) -> Recovered:
+    """Train the compressed checkpoint, in this process or in those that accelerate's config asks for."""
+    state.recovery.prepare(task, windows)
+    if accelerate_config is None:
+        return recover(state.recovery, progress)
+    return recover_launched(state.recovery, progress, accelerate_config)
+
+
+def _result(state: WorkFolder, folder: Path, recovered: Recovered | None, *, keep: bool) -> Path:
+    """The new folder `folder` with the compressed checkpoint, with trained weights if those are better.
+
+    Its tensors keep their dtypes.
+
+    Args:
+        keep: whether the state is needed again.
+    """
+    trained = trained_weights(state.recovery) if recovered and recovered.kept else None
+    if keep:
+        shutil.copytree(state.compressed, folder)
+    else:
+        os.rename(state.compressed, folder)
+    if trained is not None:
+        replace_weights(Checkpoint(folder), trained)
+    return folder

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from flattengpt_core.methods import METHODS
+from flattengpt_core.options import TARGETS, Target
 
 # No control characters: PostgreSQL cannot store NUL, and nobody means the others.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
@@ -32,10 +33,49 @@ class CalibrationSpec(_Part):
 
 
 class RecoverySpec(_Part):
-    method: Literal["none", "lora"] = Field(default="none", description="Training after compression.")
+    method: Literal["none", "lora", "distill"] = Field(
+        default="none", description="Training after compression: on the text itself, or towards the dense model."
+    )
     steps: int = Field(default=500, ge=1, le=100_000, description="Optimiser steps.")
     rank: int = Field(default=8, ge=1, le=512, description="Rank of the LoRA matrices.")
-    learning_rate: float = Field(default=1e-4, gt=0, le=1)
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="The peak.")
+    epochs: int | None = Field(
+        default=None, ge=1, le=100, description="Passes over the text; if given, it decides instead of `steps`."
+    )
+    alpha: int | None = Field(
+        default=None, ge=1, le=4096, description="LoRA matrices are scaled by alpha / rank; twice the rank if null."
+    )
+    targets: tuple[Target, ...] = Field(
+        default=TARGETS, min_length=1, max_length=len(TARGETS), description="Projections that LoRA trains."
+    )
+    train: Literal["lora", "full"] = Field(
+        default="lora", description="What `distill` trains: LoRA matrices, or all but the embeddings and the head."
+    )
+    batch_tokens: int = Field(
+        default=1024, ge=16, le=2**22, description="Tokens an optimiser step, over all devices; at least one window."
+    )
+    warmup: float = Field(default=0.05, ge=0, le=1, description="Share of the steps in which the learning rate rises.")
+    schedule: Literal["linear", "cosine"] = Field(default="linear", description="How it falls after that.")
+    temperature: float = Field(default=1.0, ge=0.1, le=20, description="`distill`: of both models' distributions.")
+    hidden_weight: float = Field(
+        default=1.0, ge=0, le=1000, description="`distill`: weight of the hidden states' relative error."
+    )
+    token_weight: float = Field(
+        default=0.0, ge=0, le=1000, description="`distill`: weight of the loss on the text itself."
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _each_once(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        if len(set(targets)) < len(targets):
+            raise ValueError("name each projection once")
+        return targets
+
+    @model_validator(mode="after")
+    def _only_distill_trains_all(self) -> "RecoverySpec":
+        if self.train == "full" and self.method == "lora":
+            raise ValueError("train 'full' is for method 'distill'")
+        return self
 
 
 class EvaluationSpec(_Part):

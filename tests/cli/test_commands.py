@@ -54,6 +54,9 @@ def test_help_needs_no_torch() -> None:
         (["--out", "{tmp}/out", "--sparsity", "1.5"], "sparsity"),
         (["--out", "{tmp}/out", "--layers", "3", "--method", "magic"], "unknown method 'magic'"),
         (["--out", "{tmp}/out", "--layers", "3", "--recovery", "prayer"], "recovery.method"),
+        (["--out", "{tmp}/out", "--layers", "3", "--recovery", "lora", "--rank", "0"], "recovery.rank"),
+        (["--out", "{tmp}/out", "--layers", "3", "--recovery", "lora", "--recovery-train", "full"], "recovery"),
+        (["--out", "{tmp}/out", "--layers", "3", "--accelerate-config", "{tmp}/absent.yaml"], "does not exist"),
         (["--out", "{tmp}/out", "--layers", "3", "--samples", "0"], "calibration.samples"),
         (["--out", "{tmp}", "--layers", "3"], "exists already"),
         (["--layers", "3"], "--out"),
@@ -86,6 +89,21 @@ def test_compress_a_folder_with_a_text_file(data_dir: Path, tmp_path: Path) -> N
     assert (metrics["dense"]["layers"], metrics["compressed"]["layers"]) == (6, 4)
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert "compressing" in done.stderr
+
+
+def test_compress_trains_and_keeps_its_state_where_it_is_told(data_dir: Path, tmp_path: Path) -> None:
+    spec, work = tmp_path / "spec.yaml", tmp_path / "work"
+    spec.write_text(json.dumps(TINY_JOB | {"recovery": {"method": "lora", "targets": ["o_proj", "down_proj"]}}))
+    options = ["--recovery-steps", "20", "--rank", "4", "--learning-rate", "0.01", "--work", str(work)]
+    options = ["compress", str(spec), *options, "--out"]
+    done = run(*options, str(tmp_path / "out"), data_dir=data_dir)
+    assert done.exit_code == 0, done.stderr
+    assert "Trained for 20 steps (lora)" in done.stdout
+    again = run(*options, str(tmp_path / "again"), "--json", data_dir=data_dir)
+    assert json.loads(again.stdout)["recovery"]["steps"] == 20
+    other = run(*options, str(tmp_path / "other"), "--layers", "3", data_dir=data_dir)
+    assert other.exit_code == 2
+    assert "another request (other: layers)" in other.stderr
 
 
 def test_evaluate_reports_json(data_dir: Path) -> None:

@@ -121,3 +121,28 @@ def test_what_was_not_measured_has_no_row(missing: str) -> None:
 def test_without_perplexities_there_are_no_results() -> None:
     sides = {side: METRICS[side] | {"perplexity": {}} for side in ("dense", "compressed")}
     assert not made(metrics=METRICS | sides).data.eval_results
+
+
+@pytest.mark.parametrize(
+    ("after", "kept", "said"),
+    [
+        (2.75, True, "from 3.500 to 2.750 nats a token, so the trained weights were kept."),
+        (4.0, False, "from 3.500 to 4.000 nats a token, so training did not help and the weights from before it"),
+        (None, False, "from 3.500 to no number nats a token, so training did not help"),
+    ],
+)
+def test_what_training_did_is_said(after: float | None, kept: bool, said: str) -> None:
+    recovery = {
+        "method": "distill",
+        "steps": 700,
+        "loss_before": 3.5,
+        "loss_after": after,
+        "kept": kept,
+        "held_out_tokens": 32704,
+        "curve": [[7, 0.9], [14, 0.5]],
+    }
+    text = made(metrics=METRICS | {"recovery": recovery}).text
+    assert "Trained for 700 steps (distill); the loss on 32,704 held-out tokens went " in text
+    assert said in text
+    assert "![training loss by step](recovery.svg)" in text
+    assert "recovery.svg" not in made().text

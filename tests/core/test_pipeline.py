@@ -28,15 +28,21 @@ class Stopped(Exception):
 
 
 class Recorder(Silent):
-    """Keeps the stages, and stops at one if told to."""
+    """Keeps the stages and their steps, and stops at a stage, or at a step of recovery, if told to."""
 
-    def __init__(self, stop_at: str | None = None) -> None:
+    def __init__(self, stop_at: str | None = None, *, stop_in: int | None = None) -> None:
         self.stages: list[str] = []
-        self._stop_at = stop_at
+        self.steps: list[tuple[str, int]] = []
+        self._stop_at, self._stop_in = stop_at, stop_in
 
     def stage(self, name: str) -> None:
         self.stages.append(name)
         if name == self._stop_at:
+            raise Stopped
+
+    def step(self, done: int, total: int) -> None:
+        self.steps.append((self.stages[-1], done))
+        if self.steps[-1] == ("recovering", self._stop_in):
             raise Stopped
 
 
@@ -49,6 +55,7 @@ def run(
     evaluation: Evaluation = EVALUATION,
     recovery: Recovery | None = None,
     dtype: str = "auto",
+    work: Path | None = None,
 ) -> dict[str, Any]:
     source = tmp_path / "tiny"
     if not source.exists():
@@ -66,6 +73,7 @@ def run(
         progress=progress or Silent(),
         request=JobSpec(model="local:tiny", layers=4).as_request(),
         base_model="tiny",
+        work=work,
     )
 
 
@@ -116,6 +124,49 @@ def test_recovery_changes_weights_and_keeps_the_checkpoint_stock(tmp_path: Path)
     assert plain.keys() == trained.keys()
     assert "lm_head.weight" not in trained
     assert not torch.equal(plain["model.layers.0.mlp.down_proj.weight"], trained["model.layers.0.mlp.down_proj.weight"])
+
+
+def test_recovery_is_told_in_metrics_card_and_figure(tmp_path: Path) -> None:
+    recovery = Recovery("distill", steps=20, rank=4, learning_rate=1e-2)
+    metrics = run(tmp_path, tmp_path / "out", recovery=recovery)["recovery"]
+    assert (metrics["method"], metrics["steps"], metrics["kept"]) == ("distill", 20, True)
+    assert metrics["loss_after"] < metrics["loss_before"]
+    assert [step for step, _ in metrics["curve"]] == list(range(1, 21))
+    assert json.loads((tmp_path / "out" / "flattengpt.json").read_text())["metrics"]["recovery"] == metrics
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Trained for 20 steps (distill)" in card
+    assert "so the trained weights were kept" in card
+    assert "](recovery.svg)" in card
+    assert (tmp_path / "out" / "recovery.svg").read_text().startswith("<?xml")
+
+
+def test_a_stopped_run_goes_on_in_its_work_folder(tmp_path: Path) -> None:
+    recovery = Recovery("distill", steps=8, rank=4, learning_rate=1e-2)
+    whole, out, work = tmp_path / "whole", tmp_path / "out", tmp_path / "work"
+    expected = run(tmp_path, whole, recovery=recovery)
+    with pytest.raises(Stopped):
+        run(tmp_path, out, recovery=recovery, work=work, progress=Recorder(stop_in=5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "whole", "work"]
+    told = Recorder()
+    metrics = run(tmp_path, out, recovery=recovery, work=work, progress=told)
+    assert [step for stage, step in told.steps if stage == "compressing"] == []
+    assert next(step for stage, step in told.steps if stage == "recovering") == 5
+    for name in ("recovery", "groups", "compressed"):
+        assert metrics[name] == expected[name]
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_work_folder_belongs_to_one_request(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    run(tmp_path, tmp_path / "out", work=work)
+    with pytest.raises(InvalidRequest, match=r"another request \(other: dtype, recovery\)"):
+        run(tmp_path, tmp_path / "other", work=work, dtype="bfloat16", recovery=Recovery("lora", steps=2))
+    run(tmp_path, tmp_path / "again", work=work, evaluation=dataclasses.replace(EVALUATION, windows=2))
+    tiny_checkpoint(tmp_path / "tiny", seed=1, tie_word_embeddings=True)
+    with pytest.raises(InvalidRequest, match="other: model"):
+        run(tmp_path, tmp_path / "other", work=work)
+    with pytest.raises(InvalidRequest, match="no work folder"):
+        run(tmp_path, tmp_path / "other", work=tmp_path / "tiny")
 
 
 def test_what_is_calibrated_on_is_not_reported_on(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""The intermediate state of a run in a folder: the compressed checkpoint, and how far recovery is.
+
+A folder belongs to one request; the same request goes on where it stopped, another is refused.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flattengpt_core.compressed import Compressed, MergedGroup
+from flattengpt_core.errors import InvalidRequest
+from flattengpt_core.manifest import write_json
+from flattengpt_core.recovery.folder import RecoveryFolder
+
+
+class WorkFolder:
+    """The state of the request `asked` under `path`.
+
+    Raises:
+        InvalidRequest: the folder holds another request's state, or something else.
+    """
+
+    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
+        self.path = path
+        self.compressed = path / "compressed"
+        self.recovery = RecoveryFolder(path / "recovery")
+        self._record = path / "compressed.json"
+        _claim(path, json.loads(json.dumps(asked)))
+
+    def layers_done(self) -> tuple[Compressed, float] | None:
+        """How the compressed checkpoint came out and the seconds it took; None if it is not whole."""
+        if not self._record.exists():
+            shutil.rmtree(self.compressed, ignore_errors=True)
+            return None
+        record = json.loads(self._record.read_text(encoding="utf-8"))
+        merged = [MergedGroup(**entry | {"members": tuple(entry["members"])}) for entry in record["merged"]]
+        return Compressed([tuple(group) for group in record["groups"]], merged), record["compress_seconds"]
+
+    def finish_layers(self, done: Compressed, seconds: float) -> None:
+        """Note that the compressed checkpoint is whole."""
+        write_json(self._record, asdict(done) | {"compress_seconds": seconds})
+
+
+def identity(model: Path, texts: Sequence[Tensor]) -> dict[str, Any]:
+    """What says that a model and token windows are still the same: sizes and times of files, the tokens' SHA-256."""
+    files = sorted(file for file in model.iterdir() if file.is_file()) if model.is_dir() else [model]
+    digest = hashlib.sha256()
+    for windows in texts:
+        digest.update(windows.numpy().tobytes())
+    return {
+        "model": [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files],
+        "text": digest.hexdigest(),
+    }
+
+
+def _claim(path: Path, asked: dict[str, Any]) -> None:
+    """Make the folder the request's own, or make sure that it is."""
+    file = path / "request.json"
+    if not file.exists():
+        if path.exists() and any(path.iterdir()):
+            raise InvalidRequest(f"{path} is no work folder and not empty: choose another.", field="work")
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(file, asked)
+        return
+    held = json.loads(file.read_text(encoding="utf-8"))
+    different = sorted(key for key in held.keys() | asked.keys() if held.get(key) != asked.get(key))
+    if different:
+        raise InvalidRequest(
+            f"{path} holds the state of another request (other: {', '.join(different)}): choose another folder, or "
+            "remove it to start afresh.",
+            field="work",
+        )
