@@ -3,7 +3,8 @@
 Knows nothing of texts, evaluation or where the result goes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -13,12 +14,22 @@ from torch import Tensor
 from flattengpt_core.baselines import come, fcm, laco, replaceme, shortgpt, sleb
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidTarget
-from flattengpt_core.grouping import Group, group_layers
+from flattengpt_core.grouping import Group, cheapest_partition, group_layers
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Progress
-from flattengpt_core.prune import published_channels, published_heads, regressed_channels, regressed_heads
-from flattengpt_core.similarity import layer_similarity, unit_hidden_states
-from flattengpt_core.walk import Pruner, walk
+from flattengpt_core.prune import (
+    Pruner,
+    all_at_once,
+    as_folded,
+    missed_channels,
+    missed_heads,
+    one_by_one,
+    published_channels,
+    published_heads,
+    regressed,
+)
+from flattengpt_core.similarity import departure, layer_similarity, unit_hidden_states
+from flattengpt_core.walk import walk
 
 
 class Compressor(Protocol):
@@ -35,6 +46,11 @@ class Compressor(Protocol):
         device: torch.device,
     ) -> Compressed:
         """folds: calibration windows (windows, length) of token ids, in disjoint sets."""
+
+
+Grouping = Callable[[Sequence[Tensor], int, Sequence[str] | None], list[Group]]
+"""From the L + 1 hidden states (tokens, width) of unit length before, between and after the layers, the number of
+groups and the layers' kinds to the groups. Raises ValueError for a number that cannot be reached."""
 
 
 def compress_layers(
@@ -60,6 +76,7 @@ def compress_layers(
 
 
 def merge_neighbours(
+    choose: Grouping,
     pruner: Pruner,
     source: Checkpoint,
     folds: Sequence[Tensor],
@@ -69,28 +86,46 @@ def merge_neighbours(
     layers: int,
     device: torch.device,
 ) -> Compressed:
-    """FlattenGPT: one pass says which layers are alike, one walk merges the groups and prunes them by `pruner`."""
-    groups = groups_to_merge(source, folds, layers=layers, device=device)
+    """FlattenGPT: one pass says which layers `choose` groups, one walk merges them and prunes them by `pruner`."""
+    states = unit_hidden_states(source, folds, device=device)
+    with reaching(layers):
+        groups = choose(states, layers, source.kinds)
     return Compressed(groups, walk(source, groups, folds, pruner, writer, progress, device=device))
 
 
 def groups_to_merge(source: Checkpoint, folds: Sequence[Tensor], *, layers: int, device: torch.device) -> list[Group]:
-    """The `layers` groups of neighbours that are most alike on the calibration windows. Raises InvalidTarget."""
-    similarity = layer_similarity(unit_hidden_states(source, folds, device=device)[:-1])
-    return choose_groups(similarity, layers, source.kinds)
+    """The `layers` groups that `flattengpt` merges after these calibration windows. Raises InvalidTarget."""
+    states = unit_hidden_states(source, folds, device=device)
+    with reaching(layers):
+        return least_departure(states, layers, source.kinds)
 
 
-def choose_groups(similarity: Tensor, layers: int, kinds: Sequence[str] | None) -> list[Group]:
-    """As `group_layers`, but a target that cannot be reached raises InvalidTarget."""
+@contextmanager
+def reaching(layers: int) -> Iterator[None]:
+    """Turn a grouping's ValueError into InvalidTarget."""
     try:
-        return group_layers(similarity, layers, kinds)
+        yield
     except ValueError as error:
         raise InvalidTarget(f"{layers} layers cannot be reached: {error}.", field="layers") from None
 
 
+def most_alike(states: Sequence[Tensor], layers: int, kinds: Sequence[str] | None) -> list[Group]:
+    """As published: the neighbours whose inputs are most alike merge first."""
+    return group_layers(layer_similarity(states[:-1]), layers, kinds)
+
+
+def least_departure(states: Sequence[Tensor], layers: int, kinds: Sequence[str] | None) -> list[Group]:
+    """The groups whose first layers alone come closest to what their last layers put out, over all groups."""
+    return cheapest_partition(departure(states), layers, kinds)
+
+
 COMPRESSORS: dict[str, Compressor] = {
-    "flattengpt": partial(merge_neighbours, Pruner(regressed_heads, regressed_channels)),
-    "flattengpt-paper": partial(merge_neighbours, Pruner(published_heads, published_channels)),
+    "flattengpt": partial(
+        merge_neighbours, least_departure, Pruner(missed_heads, missed_channels, regressed, one_by_one)
+    ),
+    "flattengpt-paper": partial(
+        merge_neighbours, most_alike, Pruner(published_heads, published_channels, as_folded, all_at_once)
+    ),
     "shortgpt": shortgpt.compress,
     "sleb": sleb.compress,
     "laco": laco.compress,

@@ -19,7 +19,7 @@ from flattengpt_core.decoder import Decoder
 from flattengpt_core.grouping import group_layers
 from flattengpt_core.models import Checkpoint
 from flattengpt_core.progress import Progress
-from flattengpt_core.similarity import dense_pass, layer_similarity, unit_length
+from flattengpt_core.similarity import dense_pass, departure, layer_similarity, unit_length
 
 ALIKE = 0.9
 """The mean cosine above which the paper finds the inputs of neighbouring layers."""
@@ -44,6 +44,7 @@ class Diagnosis:
     """What was measured of a model of L layers. All tensors are on the CPU, and none has a unit.
 
     similarity: (L, L), mean cosine of the layers' inputs.
+    departure: (L, L), what each run of layers would cost as one; see `similarity.departure`.
     variance: (L + 1,), of the hidden states after 0 to L layers; see `token_variance`.
     growth: of the variance over the depths 1 to L. The paper derives an exponent of 2.
     jacobian_distance: (L,); see `jacobian_distance`.
@@ -51,6 +52,7 @@ class Diagnosis:
     """
 
     similarity: Tensor
+    departure: Tensor
     variance: Tensor
     growth: PowerLaw
     jacobian_distance: Tensor
@@ -60,6 +62,7 @@ class Diagnosis:
         """The measurements as JSON."""
         return {
             "similarity": self.similarity.tolist(),
+            "departure": self.departure.tolist(),
             "variance": self.variance.tolist(),
             "variance_growth": asdict(self.growth),
             "jacobian_distance": self.jacobian_distance.tolist(),
@@ -94,6 +97,7 @@ def diagnose(
         progress.step(index + 1, source.info.num_layers)
     return Diagnosis(
         similarity=layer_similarity(units[:-1]),
+        departure=departure(units),
         variance=torch.tensor(variance),
         growth=power_law(variance[1:]),
         jacobian_distance=torch.tensor(distances),

@@ -1,8 +1,10 @@
-"""Which neighbouring layers merge: complete linkage on the layer-input similarity. Pure arithmetic.
+"""Which neighbouring layers merge: as published, greedily by similarity, or at the least total cost. Pure arithmetic.
 
-Source: FlattenGPT (arXiv 2602.08858), the layer grouping step, in its equivalent form by `S[first, last]`.
+Source of `group_layers`: FlattenGPT (arXiv 2602.08858), the layer grouping step, in its equivalent form by
+`S[first, last]`.
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -41,3 +43,39 @@ def group_layers(similarity: Tensor, target: int, kinds: Sequence[str] | None = 
         best = max(candidates, key=lambda at: similarity[groups[at][0], groups[at + 1][-1]].item())
         groups[best : best + 2] = [groups[best] + groups[best + 1]]
     return groups
+
+
+def cheapest_partition(costs: Tensor, target: int, kinds: Sequence[str] | None = None) -> list[Group]:
+    """Partition the layers into the `target` groups of neighbours of least total cost, by dynamic programming.
+
+    Of partitions that cost the same, the one whose last groups start earliest is taken.
+
+    Args:
+        costs: (L, L), costs[first, last] of the group from `first` to `last`; the rest is not read.
+        target, kinds: as for `group_layers`.
+
+    Raises:
+        ValueError: as for `group_layers`.
+    """
+    num_layers = len(costs)
+    if not 1 <= target <= num_layers:
+        raise ValueError(f"target is {target}, but there are {num_layers} layers")
+    table = costs.tolist()
+
+    def cost(start: int, end: int) -> float:
+        mixed = kinds is not None and len(set(kinds[start:end])) > 1
+        return math.inf if mixed else table[start][end - 1]
+
+    best = {end: (cost(0, end), [0]) for end in range(1, num_layers + 1)}  # end -> cost so far, where groups start
+    for groups in range(2, target + 1):
+        best = {
+            end: min(
+                ((best[start][0] + cost(start, end), [*best[start][1], start]) for start in range(groups - 1, end)),
+                key=lambda option: option[0],
+            )
+            for end in range(groups, num_layers + 1)
+        }
+    total, starts = best[num_layers]
+    if math.isinf(total):
+        raise ValueError(f"no {target} groups of neighbours hold layers of the same kind")
+    return [tuple(range(*bounds)) for bounds in zip(starts, [*starts[1:], num_layers], strict=True)]

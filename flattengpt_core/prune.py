@@ -5,7 +5,7 @@ group with all its query heads, or one channel) that an output projection sums. 
 2602.08858) for `published`, the project's method page, section 7, for `regressed`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,13 +45,52 @@ class WideOutput:
 
 
 @dataclass(frozen=True)
-class NarrowOutput:
-    """The pruned projection: kept units and feature rows (both ascending), weight (kept rows, d), the ridge used."""
+class Kept:
+    """What stays of a wide output: units and their feature rows, both ascending, and the rows' weights.
+
+    folded: (kept rows, d) float64, with what the lost rows did folded in, as far as the method does that.
+    """
 
     units: Tensor
     rows: Tensor
+    folded: Tensor
+
+
+@dataclass(frozen=True)
+class Fit:
+    """An output projection's new weight (kept rows, d) float64 and the ridge it was found with."""
+
     weight: Tensor
     ridge: float
+
+
+Choice = Callable[[WideOutput], Kept]
+Refit = Callable[[Sequence[Moments], Tensor], Fit]
+"""From the folds' moments of the kept rows and their folded weights to the weights that are written."""
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """How a flattened layer becomes narrow.
+
+    heads, channels: which stay. refit: what becomes of the output weights of those. rounds: from the number of a
+    group's members to the order in which they enter the choice; what stays of one round competes in the next.
+    """
+
+    heads: Choice
+    channels: Choice
+    refit: Refit
+    rounds: Callable[[int], list[range]]
+
+
+def all_at_once(members: int) -> list[range]:
+    """Every unit of every member competes at once; memory grows with the square of the members."""
+    return [range(members)]
+
+
+def one_by_one(members: int) -> list[range]:
+    """The first two members compete, then what stays with the third, and so on: never more than two layers' units."""
+    return [range(2), *(range(member, member + 1) for member in range(2, members))]
 
 
 def rows_of(units: Tensor, unit: int) -> Tensor:
@@ -91,29 +130,48 @@ def nystrom(gram: Tensor, weight: Tensor, rows: Tensor, ridge: Tensor | float) -
     return weight[rows] + solve(gram[rows][:, rows], gram[rows] @ lost, ridge)
 
 
-def published_heads(wide: WideOutput) -> NarrowOutput:
+def published_heads(wide: WideOutput) -> Kept:
     """As published: keep the key/value groups of greatest mean contribution, their output weights as they are."""
     units = top_units(contribution_magnitude(pooled(wide.folds), wide.weight, wide.unit), wide.keep)
     rows = rows_of(units, wide.unit)
-    return NarrowOutput(units, rows, wide.weight[rows], 0.0)
+    return Kept(units, rows, wide.weight[rows])
 
 
-def published_channels(wide: WideOutput) -> NarrowOutput:
+def published_channels(wide: WideOutput) -> Kept:
     """As published: keep the channels of greatest ridge leverage and fold the others in by Nystrom."""
     gram = pooled(wide.folds).gram
     ridge = PAPER_RIDGE * mean_energy(gram)
     rows = top_units(leverage(gram, ridge), wide.keep)
-    return NarrowOutput(rows, rows, nystrom(gram, wide.weight, rows, ridge), PAPER_RIDGE)
+    return Kept(rows, rows, nystrom(gram, wide.weight, rows, ridge))
 
 
-def regressed_heads(wide: WideOutput) -> NarrowOutput:
-    """Keep the key/value groups that the dense target misses most, and regress their output on it."""
-    return _regress(wide, surviving_units(pooled(wide.folds), wide.unit, wide.keep, rounds=len(wide.weight)))
+def as_folded(folds: Sequence[Moments], folded: Tensor) -> Fit:
+    """As published: the folded weights are the result."""
+    return Fit(folded, 0.0)
 
 
-def regressed_channels(wide: WideOutput) -> NarrowOutput:
-    """Keep the channels that the dense target misses most, and regress their output on it."""
-    return _regress(wide, surviving_units(pooled(wide.folds), wide.unit, wide.keep, rounds=ELIMINATION_ROUNDS))
+def missed_heads(wide: WideOutput) -> Kept:
+    """Keep the key/value groups that the dense target misses most and fold the others in."""
+    return _missed(wide, rounds=len(wide.weight))
+
+
+def missed_channels(wide: WideOutput) -> Kept:
+    """Keep the channels that the dense target misses most and fold the others in."""
+    return _missed(wide, rounds=ELIMINATION_ROUNDS)
+
+
+def regressed(folds: Sequence[Moments], folded: Tensor) -> Fit:
+    """Ridge regression of the target on the kept rows, drawn to their folded weights; ridge by held-out folds."""
+    ridge = held_out_ridge(folds, [folded] * len(folds), RIDGES)
+    total = pooled(folds)
+    return Fit(ridge_to_prior(total, folded, ridge * mean_energy(total.gram)), ridge)
+
+
+def _missed(wide: WideOutput, *, rounds: int) -> Kept:
+    total = pooled(wide.folds)
+    units = surviving_units(total, wide.unit, wide.keep, rounds=rounds)
+    rows = rows_of(units, wide.unit)
+    return Kept(units, rows, nystrom(total.gram, wide.weight, rows, NYSTROM_RIDGE * mean_energy(total.gram)))
 
 
 def surviving_units(moments: Moments, unit: int, keep: int, *, rounds: int) -> Tensor:
@@ -159,15 +217,3 @@ def _refit(inverse: Tensor, weight: Tensor, stay: Tensor) -> tuple[Tensor, Tenso
     carried = torch.cholesky_solve(torch.cat([across.T, weight[go]], dim=1), factor)
     left = torch.cat([inverse[stay][:, stay], weight[stay]], dim=1) - across @ carried
     return left[:, : len(stay)], left[:, len(stay) :]
-
-
-def _regress(wide: WideOutput, units: Tensor) -> NarrowOutput:
-    """Ridge regression of the target on the kept units, drawn to their Nystrom weights; ridge by held-out folds."""
-    rows = rows_of(units, wide.unit)
-    total = pooled(wide.folds)
-    prior = nystrom(total.gram, wide.weight, rows, NYSTROM_RIDGE * mean_energy(total.gram))
-    kept = [fold.restricted(rows) for fold in wide.folds]
-    ridge = held_out_ridge(kept, [prior] * len(kept), RIDGES)
-    everything = total.restricted(rows)
-    weight = ridge_to_prior(everything, prior, ridge * mean_energy(everything.gram))
-    return NarrowOutput(units, rows, weight, ridge)

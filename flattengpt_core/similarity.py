@@ -60,10 +60,10 @@ def unit_hidden_states(source: Checkpoint, folds: Sequence[Tensor], *, device: t
 
 
 def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:
-    """Mean cosine similarity of the inputs of each pair of layers, (L, L) float32.
+    """Mean cosine similarity of each pair of hidden states, e.g. the inputs of the layers, (L, L) float32.
 
     Args:
-        inputs: per layer the hidden states that enter it, each (tokens, width), scaled to unit length per token.
+        inputs: per layer, each (tokens, width), scaled to unit length per token.
     """
     num_layers = len(inputs)
     similarity = torch.eye(num_layers)
@@ -72,6 +72,18 @@ def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:
             mean_cosine = torch.linalg.vecdot(inputs[earlier].float(), inputs[later].float()).mean()
             similarity[earlier, later] = similarity[later, earlier] = mean_cosine.item()
     return similarity
+
+
+def departure(states: Sequence[Tensor]) -> Tensor:
+    """What each run of layers would cost as one layer, (L, L) float32: 1 - mean cosine of two hidden states.
+
+    [first, last] compares the state after layer `first`, which the merged layer can reach, with that after layer
+    `last`, which it should reach; so a single layer costs nothing. Entries below the diagonal are 0.
+
+    Args:
+        states: the L + 1 hidden states before, between and after the layers, each (tokens, width) of unit length.
+    """
+    return (1 - layer_similarity(states[1:])).clamp(min=0).triu()
 
 
 def unit_length(hidden: Tensor) -> Tensor:

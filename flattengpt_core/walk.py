@@ -6,30 +6,36 @@ each merged layer also repairs the error of those before it. Memory holds one fl
 (tokens, width) tensors, whatever the model's depth. Knows nothing of which features stay: see `prune`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flattengpt_core.compressed import MergedGroup
-from flattengpt_core.decoder import Decoder, without_outputs
+from flattengpt_core.decoder import Decoder, DecoderLayer, without_outputs
 from flattengpt_core.families import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
 from flattengpt_core.flatten import flatten
 from flattengpt_core.grouping import Group
 from flattengpt_core.language_head import embed
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Progress
-from flattengpt_core.prune import NarrowOutput, WideOutput, rows_of
+from flattengpt_core.prune import Choice, Pruner, WideOutput, rows_of
 from flattengpt_core.regression import Moments
 
 
 @dataclass(frozen=True)
-class Pruner:
-    """How a flattened layer becomes narrow: one choice for its heads, one for its channels."""
+class NarrowOutput:
+    """A pruned output projection.
 
-    heads: Callable[[WideOutput], NarrowOutput]
-    channels: Callable[[WideOutput], NarrowOutput]
+    units: what stays, indices into the flattened layer, ascending. weight: (kept rows, d) float64. ridge: that of its
+    fit. error: ‖target − output‖² / ‖target‖² over the calibration tokens.
+    """
+
+    units: Tensor
+    weight: Tensor
+    ridge: float
+    error: float
 
 
 @torch.inference_mode()
@@ -98,40 +104,64 @@ class _GroupStep:
     ) -> tuple[MergedGroup, dict[str, Tensor], Tensor, Tensor]:
         """The merged group, its weights, and both streams after it."""
         dense_out, attention = self._run_members(dense)
-        target = dense.add(attention)  # what the residual stream should hold between the sublayers
-        features = without_outputs(self.decoder.layer(self.wide, self.group[0]))
+        between = dense.add(attention)  # what the residual stream should hold between the sublayers
+        heads = self._prune(self._attention, pruner.heads, pruner, compressed, between)
+        narrow = self.wide | self._with_heads(heads.units) | {f"{OUTPUT}.weight": _as_parameter(heads.weight)}
+        residual = self._added(self.decoder.attend, narrow, compressed)
 
-        wide_attention = self._moments(OUTPUT, lambda x: self.decoder.attend(features, x), compressed, target)
-        heads = pruner.heads(
-            WideOutput(wide_attention, self._output(OUTPUT), self._head_rows, self.config.num_key_value_heads)
-        )
-        narrow = self.wide | self._narrow_attention(heads)
-        layer = self.decoder.layer(narrow, self.group[0])
-        residual = torch.empty_like(compressed)
-        for chunk in self.decoder.chunks(compressed):
-            residual[chunk] = compressed[chunk] + self.decoder.attend(layer, compressed[chunk])
-
-        wide_mlp = self._moments(DOWN, lambda x: self.decoder.transform(features, x), residual, dense_out)
-        channels = pruner.channels(WideOutput(wide_mlp, self._output(DOWN), 1, self.config.intermediate_size))
-        narrow |= self._narrow_mlp(channels)
-        layer = self.decoder.layer(narrow, self.group[0])
-        for chunk in self.decoder.chunks(residual):
-            residual[chunk] += self.decoder.transform(layer, residual[chunk])
+        channels = self._prune(self._mlp, pruner.channels, pruner, residual, dense_out)
+        narrow |= self._with_channels(channels.units) | {f"{DOWN}.weight": _as_parameter(channels.weight)}
         record = MergedGroup(
             members=self.group,
             kv_groups=heads.units.tolist(),
             channels=channels.units.tolist(),
             attention_ridge=heads.ridge,
             mlp_ridge=channels.ridge,
-            attention_error=_relative_error(wide_attention, heads),
-            mlp_error=_relative_error(wide_mlp, channels),
+            attention_error=heads.error,
+            mlp_error=channels.error,
         )
-        return record, narrow, dense_out, residual
+        return record, narrow, dense_out, self._added(self.decoder.transform, narrow, residual)
+
+    def _prune(
+        self, sublayer: "_Sublayer", choose: Choice, pruner: Pruner, stream: Tensor, target: Tensor
+    ) -> NarrowOutput:
+        """Let the members' units compete for the sublayer's places, and fit the output of those that stay."""
+        output = self.wide[f"{sublayer.output}.weight"].T.double()
+        owned = len(output) // sublayer.unit // len(self.group)
+        units = torch.empty(0, dtype=torch.long, device=output.device)
+        weight = output[:0]
+        for members in pruner.rounds(len(self.group)):
+            entering = torch.arange(members.start * owned, members.stop * owned, device=output.device)
+            candidates = torch.cat([units, entering])
+            weight = torch.cat([weight, output[rows_of(entering, sublayer.unit)]])
+            folds = self._moments(sublayer, candidates, stream, target)
+            kept = choose(WideOutput(folds, weight, sublayer.unit, sublayer.keep))
+            units, weight = candidates[kept.units], kept.folded
+        folds = [fold.restricted(kept.rows) for fold in folds]
+        fit = pruner.refit(folds, weight)
+        error = sum(fold.error(fit.weight).item() for fold in folds) / sum(fold.energy.item() for fold in folds)
+        return NarrowOutput(units, fit.weight, fit.ridge, error)
 
     @property
-    def _head_rows(self) -> int:
-        """Rows of o_proj's input that one key/value group owns: its query heads, which stand side by side."""
-        return self.config.num_attention_heads // self.config.num_key_value_heads * self.decoder.head_dim
+    def _attention(self) -> "_Sublayer":
+        """A key/value group owns its query heads' rows of o_proj's input, which stand side by side."""
+        heads, kv_groups = self.config.num_attention_heads, self.config.num_key_value_heads
+        unit = heads // kv_groups * self.decoder.head_dim
+        return _Sublayer(OUTPUT, unit, kv_groups, self._with_heads, self.decoder.attend)
+
+    @property
+    def _mlp(self) -> "_Sublayer":
+        return _Sublayer(DOWN, 1, self.config.intermediate_size, self._with_channels, self.decoder.transform)
+
+    def _added(
+        self, run: Callable[[DecoderLayer, Tensor], Tensor], weights: dict[str, Tensor], stream: Tensor
+    ) -> Tensor:
+        """The residual stream with one sublayer's output added."""
+        layer = self.decoder.layer(weights, self.group[0])
+        after = torch.empty_like(stream)
+        for chunk in self.decoder.chunks(stream):
+            after[chunk] = stream[chunk] + run(layer, stream[chunk])
+        return after
 
     def _run_members(self, dense: Tensor) -> tuple[Tensor, Tensor]:
         """The dense stream after the group, and the sum of its members' attention outputs."""
@@ -145,52 +175,60 @@ class _GroupStep:
                 hidden[chunk] = between + self.decoder.transform(layer, between)
         return hidden, attention
 
-    def _moments(
-        self, output: str, features: Callable[[Tensor], Tensor], stream: Tensor, target: Tensor
-    ) -> list[Moments]:
-        """Per fold, the moments of `features(stream)` against what is missing from `stream` to `target`."""
-        width = stream.shape[-1]
-        bias = self.wide.get(f"{output}.bias")
+    def _moments(self, sublayer: "_Sublayer", units: Tensor, stream: Tensor, target: Tensor) -> list[Moments]:
+        """Per fold, the moments of the units' features on `stream` against what it lacks to `target`."""
+        layer = without_outputs(self.decoder.layer(self.wide | sublayer.narrowed(units), self.group[0]))
+        bias = self.wide.get(f"{sublayer.output}.bias")
         moments = []
         for fold in self.folds:
-            total = Moments.zeros(self.wide[f"{output}.weight"].shape[1], width, stream.device)
+            total = Moments.zeros(len(units) * sublayer.unit, stream.shape[-1], stream.device)
             for chunk in self.decoder.chunks(stream[fold]):
                 part, missing = stream[fold][chunk], target[fold][chunk] - stream[fold][chunk]
                 if bias is not None:
                     missing = missing - bias
-                total = total.including(features(part).flatten(0, 1), missing.flatten(0, 1))
+                features = sublayer.run(layer, part)
+                total = total.including(features.flatten(0, 1), missing.flatten(0, 1))
             moments.append(total)
         return moments
 
-    def _output(self, projection: str) -> Tensor:
-        return self.wide[f"{projection}.weight"].T.double()
+    def _with_heads(self, kv_groups: Tensor) -> dict[str, Tensor]:
+        """The attention of these key/value groups of the flattened layer, each with its query heads."""
+        queries, keys = rows_of(kv_groups, self._attention.unit), rows_of(kv_groups, self.decoder.head_dim)
+        return self._narrowed({QUERY: queries, KEY: keys, VALUE: keys}, OUTPUT, queries)
 
-    def _narrow_attention(self, heads: NarrowOutput) -> dict[str, Tensor]:
-        rows_by_projection = {
-            QUERY: heads.rows,
-            KEY: rows_of(heads.units, self.decoder.head_dim),
-            VALUE: rows_of(heads.units, self.decoder.head_dim),
-        }
-        return self._taken(rows_by_projection) | {f"{OUTPUT}.weight": heads.weight.T.float().contiguous()}
+    def _with_channels(self, channels: Tensor) -> dict[str, Tensor]:
+        """The MLP of these channels of the flattened layer."""
+        return self._narrowed(dict.fromkeys((GATE, UP), channels), DOWN, channels)
 
-    def _narrow_mlp(self, channels: NarrowOutput) -> dict[str, Tensor]:
-        taken = self._taken(dict.fromkeys((GATE, UP), channels.rows))
-        return taken | {f"{DOWN}.weight": channels.weight.T.float().contiguous()}
-
-    def _taken(self, rows_by_projection: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The given rows of the flattened layer's projections, weights and biases."""
-        return {
-            name: self.wide[name][rows]
-            for projection, rows in rows_by_projection.items()
+    def _narrowed(self, rows: Mapping[str, Tensor], output: str, columns: Tensor) -> dict[str, Tensor]:
+        """The given rows of the flattened layer's projections, weights and biases, and columns of its output."""
+        taken = {
+            name: self.wide[name][index]
+            for projection, index in rows.items()
             for name in (f"{projection}.weight", f"{projection}.bias")
             if name in self.wide
         }
+        return taken | {f"{output}.weight": self.wide[f"{output}.weight"][:, columns]}
 
 
-def _relative_error(folds: Sequence[Moments], output: NarrowOutput) -> float:
-    """‖target − output‖² / ‖target‖² over all folds."""
-    error = sum(fold.restricted(output.rows).error(output.weight).item() for fold in folds)
-    return error / sum(fold.energy.item() for fold in folds)
+@dataclass(frozen=True)
+class _Sublayer:
+    """Attention or the MLP of a flattened layer.
+
+    output: the projection that sums the features. unit: features that stay or go together. keep: units of a stock
+    layer. narrowed: the weights of some units alone. run: a layer's output for a stream.
+    """
+
+    output: str
+    unit: int
+    keep: int
+    narrowed: Callable[[Tensor], dict[str, Tensor]]
+    run: Callable[[DecoderLayer, Tensor], Tensor]
+
+
+def _as_parameter(output: Tensor) -> Tensor:
+    """A projection (features, d) float64 in the layout of a linear layer's weight, float32."""
+    return output.T.float().contiguous()
 
 
 def _fold_slices(folds: Sequence[Tensor]) -> list[slice]:

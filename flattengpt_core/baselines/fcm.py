@@ -20,7 +20,7 @@ from flattengpt_core.baselines.removal import keep_layers
 from flattengpt_core.baselines.shortgpt import block_influence
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.depth import layers_to_keep
-from flattengpt_core.grouping import Group
+from flattengpt_core.grouping import Group, cheapest_partition
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Progress
 from flattengpt_core.similarity import layer_similarity, unit_hidden_states
@@ -33,25 +33,10 @@ def communities(similarity: Tensor, count: int) -> list[Group]:
         similarity: (L, L), symmetric.
         count: 1 to L.
     """
-    num_layers = len(similarity)
     corner = torch.nn.functional.pad(similarity.double().cumsum(0).cumsum(1), (1, 0, 1, 0))  # sums of S[:i, :j]
-
-    def association(start: int, end: int) -> float:
-        inside = corner[end, end] - corner[start, end] - corner[end, start] + corner[start, start]
-        return inside.item() / (end - start)
-
-    gain = {(i, j): association(i, j) for j in range(1, num_layers + 1) for i in range(j)}
-    best = {end: (gain[0, end], [0]) for end in range(1, num_layers + 1)}  # end -> association, where runs start
-    for runs in range(2, count + 1):
-        best = {
-            end: max(
-                ((best[start][0] + gain[start, end], [*best[start][1], start]) for start in range(runs - 1, end)),
-                key=lambda option: option[0],
-            )
-            for end in range(runs, num_layers + 1)
-        }
-    starts = best[num_layers][1]
-    return [tuple(range(*bounds)) for bounds in zip(starts, [*starts[1:], num_layers], strict=True)]
+    first, end = torch.meshgrid(torch.arange(len(similarity)), torch.arange(1, len(similarity) + 1), indexing="ij")
+    inside = corner[end, end] - corner[first, end] - corner[end, first] + corner[first, first]
+    return cheapest_partition(-inside / (end - first).clamp(min=1), count)
 
 
 def representatives(groups: Sequence[Group], influence: Tensor) -> list[int]:

@@ -14,8 +14,8 @@ from flattengpt_core.errors import InvalidTarget
 from flattengpt_core.methods import METHODS
 from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model
 from flattengpt_core.progress import Silent
-from flattengpt_core.prune import regressed_channels, regressed_heads
-from flattengpt_core.walk import Pruner, walk
+from flattengpt_core.prune import Pruner, missed_channels, missed_heads, one_by_one, regressed
+from flattengpt_core.walk import walk
 from tests.tiny_models import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def test_generation_with_cache_equals_without(tmp_path: Path, family: str) -> No
 def test_nothing_to_merge_leaves_every_bit(tmp_path: Path) -> None:
     source = Checkpoint(tiny_checkpoint(tmp_path / "dense"))
     writer = CheckpointWriter(source, tmp_path / "work")
-    pruner = Pruner(regressed_heads, regressed_channels)
+    pruner = Pruner(missed_heads, missed_channels, regressed, one_by_one)
     merged = walk(source, [(i,) for i in range(6)], calibration(), pruner, writer, Silent(), device=CPU)
     writer.assemble(tmp_path / "out")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("dense", "out"))

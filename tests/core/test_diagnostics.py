@@ -115,6 +115,7 @@ def two_halves(alike: float) -> torch.Tensor:
 def made_up(similarity: torch.Tensor, growth: PowerLaw) -> Diagnosis:
     return Diagnosis(
         similarity=similarity,
+        departure=1 - similarity,
         variance=torch.arange(1.0, 8.0),
         growth=growth,
         jacobian_distance=torch.tensor([5.0, 0.3, 0.2, 0.1, 0.7, 0.9]),

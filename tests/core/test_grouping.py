@@ -1,12 +1,16 @@
 """The layer grouping against an example worked by hand and against its rule."""
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from flattengpt_core.grouping import group_layers
-from flattengpt_core.similarity import layer_similarity
+from flattengpt_core.grouping import cheapest_partition, group_layers
+from flattengpt_core.similarity import departure, layer_similarity
 
 
 def symmetric(rows: list[list[float]]) -> torch.Tensor:
@@ -61,10 +65,38 @@ def test_layers_of_different_kinds_never_merge() -> None:
         group_layers(BY_HAND, 2, kinds)
 
 
+@pytest.mark.parametrize("choose", [group_layers, cheapest_partition])
 @pytest.mark.parametrize("target", [0, 6])
-def test_refuses_a_target_out_of_range(target: int) -> None:
+def test_refuses_a_target_out_of_range(choose: Callable[[Tensor, int], object], target: int) -> None:
     with pytest.raises(ValueError, match="5 layers"):
-        group_layers(BY_HAND, target)
+        choose(BY_HAND, target)
+
+
+@given(st.integers(1, 8), st.data())
+def test_the_cheapest_partition_is_the_cheapest_of_all(num_layers: int, data: st.DataObject) -> None:
+    target = data.draw(st.integers(1, num_layers))
+    kinds = data.draw(st.lists(st.sampled_from(["full", "sliding"]), min_size=num_layers, max_size=num_layers))
+    costs = torch.rand(num_layers, num_layers, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    every = [
+        [tuple(range(*bounds)) for bounds in itertools.pairwise((0, *cuts, num_layers))]
+        for cuts in itertools.combinations(range(1, num_layers), target - 1)
+    ]
+    possible = [groups for groups in every if all(len({kinds[layer] for layer in group}) == 1 for group in groups)]
+    if not possible:
+        with pytest.raises(ValueError, match="same kind"):
+            cheapest_partition(costs, target, kinds)
+        return
+    total = {tuple(groups): sum(costs[group[0], group[-1]].item() for group in groups) for groups in possible}
+    assert total[tuple(cheapest_partition(costs, target, kinds))] == pytest.approx(min(total.values()))
+
+
+def test_departure_is_from_what_the_first_layer_reaches_to_what_the_last_does() -> None:
+    states = [torch.nn.functional.normalize(torch.randn(7, 4), dim=-1) for _ in range(4)]
+    costs = departure(states)
+    expected = 1 - sum(float(states[1][t] @ states[3][t]) for t in range(7)) / 7
+    assert costs[0, 2] == pytest.approx(expected, abs=1e-6)
+    assert costs.shape == (3, 3)
+    assert torch.equal(costs.diagonal(), torch.zeros(3))
 
 
 def test_similarity_is_the_mean_cosine() -> None:

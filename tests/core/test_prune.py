@@ -10,12 +10,14 @@ from flattengpt_core.prune import (
     ELIMINATION_RIDGE,
     PAPER_RIDGE,
     WideOutput,
+    as_folded,
     contribution_magnitude,
     leverage,
+    missed_heads,
     nystrom,
     published_channels,
     published_heads,
-    regressed_heads,
+    regressed,
     rows_of,
     surviving_units,
     top_units,
@@ -87,14 +89,14 @@ def test_published_solution_equals_lstsq_on_the_augmented_system(
     augmented = numpy.vstack([z[:, narrow.rows].double().numpy(), numpy.sqrt(ridge) * numpy.eye(7)])
     right = numpy.vstack([z.double().numpy() @ lost, numpy.zeros((7, WIDTH))])
     expected = weight.numpy()[kept] + numpy.linalg.lstsq(augmented, right, rcond=None)[0]
-    assert numpy.allclose(narrow.weight, expected, atol=1e-4)
+    assert numpy.allclose(narrow.folded, expected, atol=1e-4)
 
 
 def test_published_heads_keep_whole_groups(data: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     z, y, weight = data
     narrow = published_heads(WideOutput([moments_of(z, y)], weight, UNIT, 2))
     assert narrow.rows.tolist() == rows_of(narrow.units, UNIT).tolist()
-    assert torch.equal(narrow.weight, weight[narrow.rows])
+    assert torch.equal(narrow.folded, weight[narrow.rows])
 
 
 def test_dropping_one_unit_is_the_least_harmful_choice(data: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
@@ -118,7 +120,9 @@ def test_regression_beats_the_published_choice_on_its_own_tokens(
     z, y, weight = data
     folds = [moments_of(z[:150], y[:150]), moments_of(z[150:], y[150:])]
     errors = {}
-    for name, method in (("published", published_heads), ("regressed", regressed_heads)):
-        narrow = method(WideOutput(folds, weight, UNIT, 3))
-        errors[name] = sum(float(fold.restricted(narrow.rows).error(narrow.weight)) for fold in folds)
+    for name, choose, refit in (("published", published_heads, as_folded), ("regressed", missed_heads, regressed)):
+        kept = choose(WideOutput(folds, weight, UNIT, 3))
+        left = [fold.restricted(kept.rows) for fold in folds]
+        fit = refit(left, kept.folded)
+        errors[name] = sum(float(fold.error(fit.weight)) for fold in left)
     assert errors["regressed"] < errors["published"]
