@@ -3,7 +3,7 @@
 Knows nothing of texts, evaluation or where the result goes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -29,7 +29,7 @@ from flattengpt_core.prune import (
     regressed,
 )
 from flattengpt_core.similarity import departure, layer_similarity, unit_hidden_states
-from flattengpt_core.walk import walk
+from flattengpt_core.walk import Size, walk
 
 
 class Compressor(Protocol):
@@ -86,11 +86,30 @@ def merge_neighbours(
     layers: int,
     device: torch.device,
 ) -> Compressed:
-    """FlattenGPT: one pass says which layers `choose` groups, one walk merges them and prunes them by `pruner`."""
+    """FlattenGPT: a pass over a subsample says which layers `choose` groups, one walk merges and prunes them."""
+    sizes = {layers: writer}
+    return merge_sizes(choose, pruner, source, folds, sizes, progress, device=device)[layers]
+
+
+def merge_sizes(
+    choose: Grouping,
+    pruner: Pruner,
+    source: Checkpoint,
+    folds: Sequence[Tensor],
+    writers: Mapping[int, CheckpointWriter],
+    progress: Progress,
+    *,
+    device: torch.device,
+) -> dict[int, Compressed]:
+    """As `merge_neighbours`, for several numbers of layers from the same two passes; each has its writer."""
     states = unit_hidden_states(source, folds, device=device)
-    with reaching(layers):
-        groups = choose(states, layers, source.kinds)
-    return Compressed(groups, walk(source, groups, folds, pruner, writer, progress, device=device))
+    sizes = {}
+    for layers, writer in writers.items():
+        with reaching(layers):
+            sizes[layers] = Size(choose(states, layers, source.kinds), writer)
+    del states
+    walk(source, list(sizes.values()), folds, pruner, progress, device=device)
+    return {layers: Compressed(list(size.groups), size.merged) for layers, size in sizes.items()}
 
 
 def groups_to_merge(source: Checkpoint, folds: Sequence[Tensor], *, layers: int, device: torch.device) -> list[Group]:
@@ -119,13 +138,12 @@ def least_departure(states: Sequence[Tensor], layers: int, kinds: Sequence[str] 
     return cheapest_partition(departure(states), layers, kinds)
 
 
+FLATTENGPT = (least_departure, Pruner(missed_heads, missed_channels, regressed, one_by_one))
+AS_PUBLISHED = (most_alike, Pruner(published_heads, published_channels, as_folded, all_at_once))
+
 COMPRESSORS: dict[str, Compressor] = {
-    "flattengpt": partial(
-        merge_neighbours, least_departure, Pruner(missed_heads, missed_channels, regressed, one_by_one)
-    ),
-    "flattengpt-paper": partial(
-        merge_neighbours, most_alike, Pruner(published_heads, published_channels, as_folded, all_at_once)
-    ),
+    "flattengpt": partial(merge_neighbours, *FLATTENGPT),
+    "flattengpt-paper": partial(merge_neighbours, *AS_PUBLISHED),
     "shortgpt": shortgpt.compress,
     "sleb": sleb.compress,
     "laco": laco.compress,

@@ -1,234 +1,123 @@
-"""The one pass over the layers: two streams of hidden states, one group of layers at a time.
+"""The one pass over the layers: two streams of hidden states, one layer at a time, one or several sizes at once.
 
-The dense stream runs the original layers, the compressed one the layers that replace them. For each group the dense
-stream gives the target, the compressed stream the features, and their second moments decide the merged layer; so
-each merged layer also repairs the error of those before it. Memory holds one flattened layer, its moments, and four
-(tokens, width) tensors, whatever the model's depth. Knows nothing of which features stay: see `prune`.
+The dense stream runs the original layers, and for each size a compressed one runs those that replace them. Sizes
+whose first groups are the same share that work, and all share the dense stream. Memory holds one flattened layer, its
+moments, and a few (tokens, width) tensors for each size, whatever the model's depth.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from flattengpt_core.compressed import MergedGroup
-from flattengpt_core.decoder import Decoder, DecoderLayer, without_outputs
-from flattengpt_core.families import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
-from flattengpt_core.flatten import flatten
+from flattengpt_core.decoder import Decoder
 from flattengpt_core.grouping import Group
 from flattengpt_core.language_head import embed
+from flattengpt_core.merge import GroupMerge
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Progress
-from flattengpt_core.prune import Choice, Pruner, WideOutput, rows_of
-from flattengpt_core.regression import Moments
+from flattengpt_core.prune import Pruner
 
 
-@dataclass(frozen=True)
-class NarrowOutput:
-    """A pruned output projection.
+@dataclass
+class Size:
+    """One partition of the layers into runs of neighbours, where its layers go, and what became of its groups."""
 
-    units: what stays, indices into the flattened layer, ascending. weight: (kept rows, d) float64. ridge: that of its
-    fit. error: ‖target − output‖² / ‖target‖² over the calibration tokens.
-    """
+    groups: Sequence[Group]
+    writer: CheckpointWriter
+    merged: list[MergedGroup] = field(default_factory=list)
 
-    units: Tensor
-    weight: Tensor
-    ridge: float
-    error: float
+    @property
+    def last_merge(self) -> int:
+        """The last layer of the last group that merges; -1 if none does."""
+        return max((group[-1] for group in self.groups if len(group) > 1), default=-1)
+
+    def opens_with(self, layer: int) -> bool:
+        """Whether `layer` is the first of a group that merges."""
+        return any(len(group) > 1 and group[0] == layer for group in self.groups)
+
+    def until(self, layer: int) -> tuple[Group, ...]:
+        """The groups that end with `layer` or before."""
+        return tuple(group for group in self.groups if group[-1] <= layer)
 
 
 @torch.inference_mode()
 def walk(
     source: Checkpoint,
-    groups: Sequence[Group],
+    sizes: Sequence[Size],
     folds: Sequence[Tensor],
     pruner: Pruner,
-    writer: CheckpointWriter,
     progress: Progress,
     *,
     device: torch.device,
-) -> list[MergedGroup]:
-    """Replace each group of layers by one layer of the stock width and hand it to `writer`, in order.
+) -> None:
+    """Replace each group of layers by one layer of the stock width, and hand each size its layers in order.
 
     Layers that merge with no other are copied bit for bit. Layers after the last merge are not run.
 
     Args:
-        groups: a partition of the layers into runs of neighbours.
         folds: calibration windows (windows, length) of token ids, in disjoint sets, e.g. one a text.
     """
     tokens = torch.cat(list(folds))
     decoder = Decoder(source.config, window_length=tokens.shape[1], device=device)
     bounds = _fold_slices(folds)
-    last_merge = max((i for i, group in enumerate(groups) if len(group) > 1), default=-1)
-    merged: list[MergedGroup] = []
+    num_layers = source.info.num_layers
     dense = embed(source, tokens, device=device)
-    compressed = dense
-    for position, group in enumerate(groups):
-        if len(group) == 1:
-            weights = source.layer(group[0])
-            if position < last_merge:
-                same = compressed is dense
-                dense = decoder.run(weights, group[0], dense)
-                compressed = dense if same else decoder.run(weights, group[0], compressed)
-            writer.add_layer(weights, first_member=group[0])
-        else:
-            step = _GroupStep(source, group, decoder, bounds)
-            merged_group, weights, dense, compressed = step.merge(pruner, dense, compressed)
-            merged.append(merged_group)
-            writer.add_layer(weights, first_member=group[0])
-            progress.event(
-                "merged",
-                layers=list(group),
-                attention_error=merged_group.attention_error,
-                mlp_error=merged_group.mlp_error,
-            )
-        progress.step(position + 1, len(groups))
-    return merged
+    streams: dict[tuple[Group, ...], Tensor] = {(): dense}  # by the groups behind it
+    between: dict[int, Tensor] = {}  # by a group's first layer: the dense stream there plus the attention since
+    for index in range(num_layers):
+        alike: dict[tuple[Group, ...], list[Size]] = {}
+        for size in sizes:
+            alike.setdefault(size.until(index), []).append(size)
+        before = dense
+        if index <= max(size.last_merge for size in sizes):
+            if any(size.opens_with(index) for size in sizes):
+                between[index] = dense.clone()
+            dense = _advance(decoder, source, index, dense, list(between.values()))
+        after: dict[tuple[Group, ...], Tensor] = {}
+        for groups, those in alike.items():
+            if not groups or groups[-1][-1] < index:
+                if groups in streams:
+                    after[groups] = streams[groups]
+                continue
+            group, stream = groups[-1], streams.get(groups[:-1])
+            if len(group) > 1:
+                assert stream is not None
+                done = GroupMerge(source, group, decoder, bounds).merge(pruner, stream, between[group[0]], dense)
+                weights, after[groups] = done.weights, done.stream
+                for size in those:
+                    size.merged.append(done.record)
+                progress.event(
+                    "merged",
+                    layers=list(group),
+                    attention_error=done.record.attention_error,
+                    mlp_error=done.record.mlp_error,
+                )
+            else:
+                weights = dict(source.layer(index))
+                if stream is not None and any(index < size.last_merge for size in those):
+                    after[groups] = dense if stream is before else decoder.run(weights, index, stream)
+            for size in those:
+                size.writer.add_layer(weights, first_member=group[0])
+        streams = after
+        opened = {group[0] for size in sizes for group in size.groups if group[-1] > index}
+        between = {first: stream for first, stream in between.items() if first in opened}
+        progress.step(index + 1, num_layers)
 
 
-class _GroupStep:
-    """One group's step: dense members, flattened layer, heads, channels, narrow layer."""
-
-    def __init__(self, source: Checkpoint, group: Group, decoder: Decoder, folds: Sequence[slice]) -> None:
-        self.group, self.decoder, self.folds = group, decoder, folds
-        self.members = [source.layer(index) for index in group]
-        self.wide = {
-            name: tensor.to(decoder.device)
-            for name, tensor in flatten([{k: v.float() for k, v in member.items()} for member in self.members]).items()
-        }
-        self.config = source.config
-
-    def merge(
-        self, pruner: Pruner, dense: Tensor, compressed: Tensor
-    ) -> tuple[MergedGroup, dict[str, Tensor], Tensor, Tensor]:
-        """The merged group, its weights, and both streams after it."""
-        dense_out, attention = self._run_members(dense)
-        between = dense.add(attention)  # what the residual stream should hold between the sublayers
-        heads = self._prune(self._attention, pruner.heads, pruner, compressed, between)
-        narrow = self.wide | self._with_heads(heads.units) | {f"{OUTPUT}.weight": _as_parameter(heads.weight)}
-        residual = self._added(self.decoder.attend, narrow, compressed)
-
-        channels = self._prune(self._mlp, pruner.channels, pruner, residual, dense_out)
-        narrow |= self._with_channels(channels.units) | {f"{DOWN}.weight": _as_parameter(channels.weight)}
-        record = MergedGroup(
-            members=self.group,
-            kv_groups=heads.units.tolist(),
-            channels=channels.units.tolist(),
-            attention_ridge=heads.ridge,
-            mlp_ridge=channels.ridge,
-            attention_error=heads.error,
-            mlp_error=channels.error,
-        )
-        return record, narrow, dense_out, self._added(self.decoder.transform, narrow, residual)
-
-    def _prune(
-        self, sublayer: "_Sublayer", choose: Choice, pruner: Pruner, stream: Tensor, target: Tensor
-    ) -> NarrowOutput:
-        """Let the members' units compete for the sublayer's places, and fit the output of those that stay."""
-        output = self.wide[f"{sublayer.output}.weight"].T.double()
-        owned = len(output) // sublayer.unit // len(self.group)
-        units = torch.empty(0, dtype=torch.long, device=output.device)
-        weight = output[:0]
-        for members in pruner.rounds(len(self.group)):
-            entering = torch.arange(members.start * owned, members.stop * owned, device=output.device)
-            candidates = torch.cat([units, entering])
-            weight = torch.cat([weight, output[rows_of(entering, sublayer.unit)]])
-            folds = self._moments(sublayer, candidates, stream, target)
-            kept = choose(WideOutput(folds, weight, sublayer.unit, sublayer.keep))
-            units, weight = candidates[kept.units], kept.folded
-        folds = [fold.restricted(kept.rows) for fold in folds]
-        fit = pruner.refit(folds, weight)
-        error = sum(fold.error(fit.weight).item() for fold in folds) / sum(fold.energy.item() for fold in folds)
-        return NarrowOutput(units, fit.weight, fit.ridge, error)
-
-    @property
-    def _attention(self) -> "_Sublayer":
-        """A key/value group owns its query heads' rows of o_proj's input, which stand side by side."""
-        heads, kv_groups = self.config.num_attention_heads, self.config.num_key_value_heads
-        unit = heads // kv_groups * self.decoder.head_dim
-        return _Sublayer(OUTPUT, unit, kv_groups, self._with_heads, self.decoder.attend)
-
-    @property
-    def _mlp(self) -> "_Sublayer":
-        return _Sublayer(DOWN, 1, self.config.intermediate_size, self._with_channels, self.decoder.transform)
-
-    def _added(
-        self, run: Callable[[DecoderLayer, Tensor], Tensor], weights: dict[str, Tensor], stream: Tensor
-    ) -> Tensor:
-        """The residual stream with one sublayer's output added."""
-        layer = self.decoder.layer(weights, self.group[0])
-        after = torch.empty_like(stream)
-        for chunk in self.decoder.chunks(stream):
-            after[chunk] = stream[chunk] + run(layer, stream[chunk])
-        return after
-
-    def _run_members(self, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """The dense stream after the group, and the sum of its members' attention outputs."""
-        hidden, attention = dense.clone(), torch.zeros_like(dense)
-        for index, weights in zip(self.group, self.members, strict=True):
-            layer = self.decoder.layer(weights, index)
-            for chunk in self.decoder.chunks(hidden):
-                added = self.decoder.attend(layer, hidden[chunk])
-                attention[chunk] += added
-                between = hidden[chunk] + added
-                hidden[chunk] = between + self.decoder.transform(layer, between)
-        return hidden, attention
-
-    def _moments(self, sublayer: "_Sublayer", units: Tensor, stream: Tensor, target: Tensor) -> list[Moments]:
-        """Per fold, the moments of the units' features on `stream` against what it lacks to `target`."""
-        layer = without_outputs(self.decoder.layer(self.wide | sublayer.narrowed(units), self.group[0]))
-        bias = self.wide.get(f"{sublayer.output}.bias")
-        moments = []
-        for fold in self.folds:
-            total = Moments.zeros(len(units) * sublayer.unit, stream.shape[-1], stream.device)
-            for chunk in self.decoder.chunks(stream[fold]):
-                part, missing = stream[fold][chunk], target[fold][chunk] - stream[fold][chunk]
-                if bias is not None:
-                    missing = missing - bias
-                features = sublayer.run(layer, part)
-                total = total.including(features.flatten(0, 1), missing.flatten(0, 1))
-            moments.append(total)
-        return moments
-
-    def _with_heads(self, kv_groups: Tensor) -> dict[str, Tensor]:
-        """The attention of these key/value groups of the flattened layer, each with its query heads."""
-        queries, keys = rows_of(kv_groups, self._attention.unit), rows_of(kv_groups, self.decoder.head_dim)
-        return self._narrowed({QUERY: queries, KEY: keys, VALUE: keys}, OUTPUT, queries)
-
-    def _with_channels(self, channels: Tensor) -> dict[str, Tensor]:
-        """The MLP of these channels of the flattened layer."""
-        return self._narrowed(dict.fromkeys((GATE, UP), channels), DOWN, channels)
-
-    def _narrowed(self, rows: Mapping[str, Tensor], output: str, columns: Tensor) -> dict[str, Tensor]:
-        """The given rows of the flattened layer's projections, weights and biases, and columns of its output."""
-        taken = {
-            name: self.wide[name][index]
-            for projection, index in rows.items()
-            for name in (f"{projection}.weight", f"{projection}.bias")
-            if name in self.wide
-        }
-        return taken | {f"{output}.weight": self.wide[f"{output}.weight"][:, columns]}
-
-
-@dataclass(frozen=True)
-class _Sublayer:
-    """Attention or the MLP of a flattened layer.
-
-    output: the projection that sums the features. unit: features that stay or go together. keep: units of a stock
-    layer. narrowed: the weights of some units alone. run: a layer's output for a stream.
-    """
-
-    output: str
-    unit: int
-    keep: int
-    narrowed: Callable[[Tensor], dict[str, Tensor]]
-    run: Callable[[DecoderLayer, Tensor], Tensor]
-
-
-def _as_parameter(output: Tensor) -> Tensor:
-    """A projection (features, d) float64 in the layout of a linear layer's weight, float32."""
-    return output.T.float().contiguous()
+def _advance(decoder: Decoder, source: Checkpoint, index: int, dense: Tensor, between: Sequence[Tensor]) -> Tensor:
+    """The dense stream after layer `index`, whose attention outputs are added to each of `between` in place."""
+    layer = decoder.layer(source.layer(index), index)
+    after = torch.empty_like(dense)
+    for chunk in decoder.chunks(dense):
+        attention = decoder.attend(layer, dense[chunk])
+        for stream in between:
+            stream[chunk] += attention
+        middle = dense[chunk] + attention
+        after[chunk] = middle + decoder.transform(layer, middle)
+    return after
 
 
 def _fold_slices(folds: Sequence[Tensor]) -> list[slice]:

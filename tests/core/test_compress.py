@@ -15,7 +15,7 @@ from flattengpt_core.methods import METHODS
 from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model
 from flattengpt_core.progress import Silent
 from flattengpt_core.prune import Pruner, missed_channels, missed_heads, one_by_one, regressed
-from flattengpt_core.walk import walk
+from flattengpt_core.walk import Size, walk
 from tests.tiny_models import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -76,10 +76,11 @@ def test_nothing_to_merge_leaves_every_bit(tmp_path: Path) -> None:
     source = Checkpoint(tiny_checkpoint(tmp_path / "dense"))
     writer = CheckpointWriter(source, tmp_path / "work")
     pruner = Pruner(missed_heads, missed_channels, regressed, one_by_one)
-    merged = walk(source, [(i,) for i in range(6)], calibration(), pruner, writer, Silent(), device=CPU)
+    size = Size([(i,) for i in range(6)], writer)
+    walk(source, [size], calibration(), pruner, Silent(), device=CPU)
     writer.assemble(tmp_path / "out")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("dense", "out"))
-    assert merged == []
+    assert size.merged == []
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
