@@ -28,7 +28,7 @@ from flattengpt_core.prune import (
     published_heads,
     regressed,
 )
-from flattengpt_core.similarity import departure, layer_similarity, unit_hidden_states
+from flattengpt_core.similarity import Survey, survey
 from flattengpt_core.walk import Size, walk
 
 
@@ -48,9 +48,8 @@ class Compressor(Protocol):
         """folds: calibration windows (windows, length) of token ids, in disjoint sets."""
 
 
-Grouping = Callable[[Sequence[Tensor], int, Sequence[str] | None], list[Group]]
-"""From the L + 1 hidden states (tokens, width) of unit length before, between and after the layers, the number of
-groups and the layers' kinds to the groups. Raises ValueError for a number that cannot be reached."""
+Grouping = Callable[[Survey, int], list[Group]]
+"""From what a dense pass says and the number of groups to the groups. Raises ValueError if it cannot be reached."""
 
 
 def compress_layers(
@@ -102,21 +101,20 @@ def merge_sizes(
     device: torch.device,
 ) -> dict[int, Compressed]:
     """As `merge_neighbours`, for several numbers of layers from the same two passes; each has its writer."""
-    states = unit_hidden_states(source, folds, device=device)
+    found = survey(source, folds, device=device)
     sizes = {}
     for layers, writer in writers.items():
         with reaching(layers):
-            sizes[layers] = Size(choose(states, layers, source.kinds), writer)
-    del states
+            sizes[layers] = Size(choose(found, layers), writer)
     walk(source, list(sizes.values()), folds, pruner, progress, device=device)
     return {layers: Compressed(list(size.groups), size.merged) for layers, size in sizes.items()}
 
 
 def groups_to_merge(source: Checkpoint, folds: Sequence[Tensor], *, layers: int, device: torch.device) -> list[Group]:
     """The `layers` groups that `flattengpt` merges after these calibration windows. Raises InvalidTarget."""
-    states = unit_hidden_states(source, folds, device=device)
+    found = survey(source, folds, device=device)
     with reaching(layers):
-        return least_departure(states, layers, source.kinds)
+        return least_departure(found, layers)
 
 
 @contextmanager
@@ -128,14 +126,14 @@ def reaching(layers: int) -> Iterator[None]:
         raise InvalidTarget(f"{layers} layers cannot be reached: {error}.", field="layers") from None
 
 
-def most_alike(states: Sequence[Tensor], layers: int, kinds: Sequence[str] | None) -> list[Group]:
+def most_alike(found: Survey, layers: int) -> list[Group]:
     """As published: the neighbours whose inputs are most alike merge first."""
-    return group_layers(layer_similarity(states[:-1]), layers, kinds)
+    return group_layers(found.inputs, layers, found.kinds)
 
 
-def least_departure(states: Sequence[Tensor], layers: int, kinds: Sequence[str] | None) -> list[Group]:
+def least_departure(found: Survey, layers: int) -> list[Group]:
     """The groups whose first layers alone come closest to what their last layers put out, over all groups."""
-    return cheapest_partition(departure(states), layers, kinds)
+    return cheapest_partition(found.departure, layers, found.kinds)
 
 
 FLATTENGPT = (least_departure, Pruner(missed_heads, missed_channels, regressed, one_by_one))

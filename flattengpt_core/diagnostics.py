@@ -19,7 +19,7 @@ from flattengpt_core.decoder import Decoder
 from flattengpt_core.grouping import group_layers
 from flattengpt_core.models import Checkpoint
 from flattengpt_core.progress import Progress
-from flattengpt_core.similarity import dense_pass, departure, layer_similarity, unit_length
+from flattengpt_core.similarity import Survey, dense_pass, layer_similarity, token_growth, unit_length
 
 ALIKE = 0.9
 """The mean cosine above which the paper finds the inputs of neighbouring layers."""
@@ -43,26 +43,29 @@ class PowerLaw:
 class Diagnosis:
     """What was measured of a model of L layers. All tensors are on the CPU, and none has a unit.
 
-    similarity: (L, L), mean cosine of the layers' inputs.
-    departure: (L, L), what each run of layers would cost as one; see `similarity.departure`.
+    survey: what the layers are grouped by.
     variance: (L + 1,), of the hidden states after 0 to L layers; see `token_variance`.
     growth: of the variance over the depths 1 to L. The paper derives an exponent of 2.
     jacobian_distance: (L,); see `jacobian_distance`.
     block_influence: (L,), 1 - mean cosine of each layer's input and output.
     """
 
-    similarity: Tensor
-    departure: Tensor
+    survey: Survey
     variance: Tensor
     growth: PowerLaw
     jacobian_distance: Tensor
     block_influence: Tensor
 
+    @property
+    def similarity(self) -> Tensor:
+        """(L, L), mean cosine of the layers' inputs."""
+        return self.survey.inputs
+
     def as_dict(self) -> dict[str, Any]:
         """The measurements as JSON."""
         return {
             "similarity": self.similarity.tolist(),
-            "departure": self.departure.tolist(),
+            "token_growth": self.survey.growth.tolist(),
             "variance": self.variance.tolist(),
             "variance_growth": asdict(self.growth),
             "jacobian_distance": self.jacobian_distance.tolist(),
@@ -83,6 +86,7 @@ def diagnose(
     probe = Decoder(source.config, window_length=length, device=device)
     directions: list[Tensor] = []
     units: list[Tensor] = []
+    growth: list[float] = []
     variance: list[float] = []
     distances: list[float] = []
     for index, run in enumerate(dense_pass(source, folds, device=device)):
@@ -90,14 +94,14 @@ def diagnose(
             units.append(unit_length(run.before))
             variance.append(token_variance(run.before))
         units.append(unit_length(run.after))
+        growth.append(token_growth(run))
         variance.append(token_variance(run.after))
         sample = _evenly(run.before, JACOBIAN_WINDOWS)[:, :length]
         directions = directions or random_directions(JACOBIAN_VECTORS, sample, seed)
         distances.append(jacobian_distance(partial(probe.block, run.layer), sample, directions))
         progress.step(index + 1, source.info.num_layers)
     return Diagnosis(
-        similarity=layer_similarity(units[:-1]),
-        departure=departure(units),
+        survey=Survey(layer_similarity(units), torch.tensor(growth), source.kinds),
         variance=torch.tensor(variance),
         growth=power_law(variance[1:]),
         jacobian_distance=torch.tensor(distances),

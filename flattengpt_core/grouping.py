@@ -51,7 +51,8 @@ def cheapest_partition(costs: Tensor, target: int, kinds: Sequence[str] | None =
     Of partitions that cost the same, the one whose last groups start earliest is taken.
 
     Args:
-        costs: (L, L), costs[first, last] of the group from `first` to `last`; the rest is not read.
+        costs: (L, L), costs[first, last] of the group from `first` to `last`, infinite if it must not be; the rest is
+            not read.
         target, kinds: as for `group_layers`.
 
     Raises:
@@ -77,5 +78,5 @@ def cheapest_partition(costs: Tensor, target: int, kinds: Sequence[str] | None =
         }
     total, starts = best[num_layers]
     if math.isinf(total):
-        raise ValueError(f"no {target} groups of neighbours hold layers of the same kind")
+        raise ValueError(f"no {target} groups of neighbours can be made of layers of the same kind")
     return [tuple(range(*bounds)) for bounds in zip(starts, [*starts[1:], num_layers], strict=True)]

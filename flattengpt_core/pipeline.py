@@ -19,9 +19,8 @@ from torch import Tensor
 from flattengpt_core import diagnostics, figures, gguf
 from flattengpt_core.calibration import TextWindows, evaluation_windows
 from flattengpt_core.card import card
-from flattengpt_core.compress import compress_layers, reaching
+from flattengpt_core.compress import compress_layers, least_departure, reaching
 from flattengpt_core.evaluate import measure
-from flattengpt_core.grouping import cheapest_partition
 from flattengpt_core.manifest import move_into_place, scratch_beside, write_manifest
 from flattengpt_core.models import Checkpoint, CheckpointWriter, replace_weights
 from flattengpt_core.options import Calibration, Evaluation, Recovery
@@ -185,7 +184,7 @@ def diagnose(
         progress.stage("diagnosing")
         found = diagnostics.diagnose(source, folds, progress, seed=calibration.seed, device=where)
         with reaching(layers):
-            groups = cheapest_partition(found.departure, layers, source.kinds)
+            groups = least_departure(found.survey, layers)
         report = {
             "model": name,
             "layers": source.info.num_layers,

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from flattengpt_core.diagnostics import ALIKE, Diagnosis
 from flattengpt_core.grouping import Group
+from flattengpt_core.similarity import MASSIVE_GROWTH
 
 NAMED_LAYERS = 3
 """Layers named for the highest influence, and for the highest Jacobian distance."""
@@ -25,6 +26,7 @@ def reading(found: Diagnosis, groups: Sequence[Group], fewest_alike: int) -> str
             _loosest(found.similarity, groups),
             _growth(found),
             *_leave_alone(found, groups),
+            *_massive(found),
         ]
     )
 
@@ -82,6 +84,14 @@ def _leave_alone(found: Diagnosis, groups: Sequence[Group]) -> list[str]:
         f"Of these, {_listed(touched)} would be merged at {len(groups)} layers."
         if touched
         else f"None of these would be merged at {len(groups)} layers.",
+    ]
+
+
+def _massive(found: Diagnosis) -> list[str]:
+    return [
+        f"Layer {layer} makes massive activations (a token grows {found.survey.growth[layer].item():.0f} times as much "
+        "in it as the median token), which later layers depend on: flattengpt never merges it."
+        for layer in (found.survey.growth > MASSIVE_GROWTH).nonzero().flatten().tolist()
     ]
 
 

@@ -11,10 +11,21 @@ from safetensors.torch import load_file
 from flattengpt_core.compress import COMPRESSORS, compress_layers
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidTarget
+from flattengpt_core.grouping import Group
 from flattengpt_core.methods import METHODS
 from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model
 from flattengpt_core.progress import Silent
-from flattengpt_core.prune import Pruner, missed_channels, missed_heads, one_by_one, regressed
+from flattengpt_core.prune import (
+    Pruner,
+    all_at_once,
+    as_folded,
+    missed_channels,
+    missed_heads,
+    one_by_one,
+    published_channels,
+    published_heads,
+    regressed,
+)
 from flattengpt_core.walk import Size, walk
 from tests.tiny_models import tiny_checkpoint
 
@@ -172,3 +183,37 @@ def test_many_shards_load_as_one(tmp_path: Path) -> None:
     models = [load_model(tmp_path / name, device=CPU, dtype=torch.float32) for name in ("dense", "out")]
     with torch.no_grad():
         assert torch.equal(models[0](ids).logits, models[1](ids).logits)
+
+
+def test_several_sizes_of_one_walk_are_those_of_a_walk_each(tmp_path: Path) -> None:
+    """They share the dense stream and what begins alike, and still come out bit for bit as they would alone."""
+    source = Checkpoint(tiny_checkpoint(tmp_path / "dense"))
+    partitions: list[list[Group]] = [
+        [(0,), (1, 2), (3,), (4, 5)],
+        [(0,), (1, 2), (3, 4, 5)],
+        [(0, 1, 2), (3,), (4,), (5,)],
+        [(0,), (1,), (2,), (3,), (4, 5)],
+    ]
+    pruner = Pruner(missed_heads, missed_channels, regressed, one_by_one)
+    together = [Size(groups, CheckpointWriter(source, tmp_path / f"t{i}")) for i, groups in enumerate(partitions)]
+    walk(source, together, calibration(), pruner, Silent(), device=CPU)
+    for i, size in enumerate(together):
+        alone = Size(size.groups, CheckpointWriter(source, tmp_path / f"a{i}"))
+        walk(source, [alone], calibration(), pruner, Silent(), device=CPU)
+        assert size.merged == alone.merged
+        for kept in (size, alone):
+            kept.writer.assemble(tmp_path / f"{i}" / ("together" if kept is size else "alone"))
+        assert digests(tmp_path / f"{i}" / "together") == digests(tmp_path / f"{i}" / "alone")
+
+
+def test_members_that_enter_one_by_one_keep_what_all_at_once_would_where_scores_stand_alone(tmp_path: Path) -> None:
+    """The published head score looks at one head at a time, so the order in which heads compete cannot matter."""
+    source = Checkpoint(tiny_checkpoint(tmp_path / "dense"))
+    groups: list[Group] = [(0, 1, 2, 3), (4,), (5,)]
+    kept = []
+    for rounds in (all_at_once, one_by_one):
+        size = Size(groups, CheckpointWriter(source, tmp_path / rounds.__name__))
+        pruner = Pruner(published_heads, published_channels, as_folded, rounds)
+        walk(source, [size], calibration(), pruner, Silent(), device=CPU)
+        kept.append(size.merged[0].kv_groups)
+    assert kept[0] == kept[1]

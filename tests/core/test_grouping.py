@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flattengpt_core.compress import least_departure
 from flattengpt_core.grouping import cheapest_partition, group_layers
-from flattengpt_core.similarity import departure, layer_similarity
+from flattengpt_core.similarity import Survey, layer_similarity
 
 
 def symmetric(rows: list[list[float]]) -> torch.Tensor:
@@ -92,11 +93,18 @@ def test_the_cheapest_partition_is_the_cheapest_of_all(num_layers: int, data: st
 
 def test_departure_is_from_what_the_first_layer_reaches_to_what_the_last_does() -> None:
     states = [torch.nn.functional.normalize(torch.randn(7, 4), dim=-1) for _ in range(4)]
-    costs = departure(states)
+    costs = Survey(layer_similarity(states), torch.ones(3), None).departure
     expected = 1 - sum(float(states[1][t] @ states[3][t]) for t in range(7)) / 7
     assert costs[0, 2] == pytest.approx(expected, abs=1e-6)
     assert costs.shape == (3, 3)
-    assert torch.equal(costs.diagonal(), torch.zeros(3))
+    assert costs.diagonal().tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+def test_a_layer_that_makes_massive_activations_merges_with_none() -> None:
+    found = Survey(torch.ones(6, 6), torch.tensor([1.0, 2, 100, 1, 1]), None)
+    assert least_departure(found, 3) in ([(0, 1), (2,), (3, 4)],)
+    with pytest.raises(ValueError, match="neighbours"):
+        least_departure(found, 2)
 
 
 def test_similarity_is_the_mean_cosine() -> None:
