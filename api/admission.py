@@ -7,7 +7,6 @@ import structlog
 
 from flattengpt_core import families
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
-from flattengpt_core.depth import layers_to_keep
 from flattengpt_core.errors import CalibrationNotFound, UnsupportedModel
 from flattengpt_core.hub import HubUnreachable, look_up
 from flattengpt_core.texts import TEXTS
@@ -35,7 +34,7 @@ def admit(spec: JobSpec, settings: Settings) -> Admission:
     _check_texts(spec)
     located = resolve(spec.model, settings.models_dir)
     if not isinstance(located, HubModel):
-        layers_to_keep(inspect(located.path).num_layers, sparsity=spec.sparsity, layers=spec.layers)
+        spec.goal(inspect(located.path).num_layers)
         return Admission(commit=None)
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
     try:
@@ -43,7 +42,7 @@ def admit(spec: JobSpec, settings: Settings) -> Admission:
     except HubUnreachable as error:
         log.warning("the Hub could not be asked", model=spec.model, error=str(error))
         return Admission(commit=None)
-    layers_to_keep(_layers_of(found.config, spec.model), sparsity=spec.sparsity, layers=spec.layers)
+    spec.goal(_layers_of(found.config, spec.model))
     return Admission(commit=found.commit)
 
 

@@ -7,7 +7,6 @@ from cli.fetch import fetch
 from cli.screen import progress_bar
 from cli.stage_bars import StageBars
 from flattengpt_core.checkpoint import inspect
-from flattengpt_core.depth import layers_to_keep
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.texts import TEXTS
 from jobs.settings import Settings
@@ -43,7 +42,7 @@ def compress_here(
         said = "perplexity" in request.get("evaluation", {}) or not calibration
         texts = list(spec.evaluation.perplexity) if said else [name for name in dataset.split("+") if name in TEXTS]
     model = fetch(spec.model, revision=spec.revision, settings=settings)
-    layers = layers_to_keep(inspect(model).num_layers, sparsity=spec.sparsity, layers=spec.layers)
+    goal = spec.goal(inspect(model).num_layers)
 
     from flattengpt_core.pipeline import compress  # imports torch, which takes seconds
 
@@ -51,7 +50,7 @@ def compress_here(
         return compress(
             model,
             folder,
-            layers=layers,
+            goal=goal,
             method=spec.method,
             calibration=Calibration(**(spec.calibration.model_dump() | {"dataset": dataset})),
             recovery=Recovery(**spec.recovery.model_dump()),

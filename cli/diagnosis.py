@@ -28,7 +28,8 @@ def diagnose_here(
         FlattenGPTError, ValidationError: the request is wrong, or the model or the text cannot be used.
     """
     if request.get("sparsity") is None and request.get("layers") is None:
-        request = request | {"sparsity": SPARSITY}
+        # A quality to hold has no groups to show before sizes are tried.
+        request = {key: value for key, value in request.items() if key != "target"} | {"sparsity": SPARSITY}
     spec = JobSpec.model_validate(request)
     model = fetch(spec.model, revision=spec.revision, settings=settings)
     layers = layers_to_keep(inspect(model).num_layers, sparsity=spec.sparsity, layers=spec.layers)

@@ -8,7 +8,7 @@ import typer
 from cli import options
 from cli.errors import BadUsage
 from cli.options import Json
-from cli.screen import comparison_table, err, metrics_table, out, print_evaluation, print_json
+from cli.screen import comparison_table, err, ladder_table, metrics_table, out, print_evaluation, print_json
 from flattengpt_core.methods import METHODS, UNPRUNED
 from flattengpt_core.options import Calibration, Evaluation
 from flattengpt_core.recovery.curve import in_words
@@ -31,6 +31,7 @@ def compress(
     folder: Annotated[Path, typer.Option("--out", help="Folder to create for the result.")],
     sparsity: options.Sparsity = None,
     layers: options.Layers = None,
+    max_perplexity_ratio: options.MaxPerplexityRatio = None,
     method: options.Method = None,
     calibration: CalibrationText = None,
     samples: options.Samples = None,
@@ -70,6 +71,7 @@ def compress(
     given = {
         "sparsity": sparsity,
         "layers": layers,
+        "target.max_perplexity_ratio": max_perplexity_ratio,
         "method": method,
         "calibration.samples": samples,
         "calibration.sequence_length": sequence_length,
@@ -185,6 +187,66 @@ def compare(
     else:
         out.print(comparison_table(found["rows"]))
         out.print(str(folder / "compare.html"), markup=False, soft_wrap=True)
+
+
+@app.command()
+def ladder(
+    model: Annotated[str, typer.Argument(help=f"{_MODEL_HELP}.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to create for the report and the checkpoints.")],
+    layers: Annotated[str, typer.Option(help="Numbers of layers to keep, joined by ',', e.g. 28,24,20.")],
+    method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "flattengpt",
+    calibration: Annotated[str, typer.Option(help="A text, or a mix 'a+b'.")] = WIKITEXT2,
+    samples: Annotated[int, typer.Option(min=2, max=4096, help="Windows of text to calibrate on.")] = 128,
+    sequence_length: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a calibration window.")] = 2048,
+    seed: Annotated[int, typer.Option(min=0, help="Which windows are chosen.")] = 0,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or file to report on; may be repeated.", show_default="the calibration's names"),
+    ] = None,
+    window: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a reported window.")] = 512,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many windows a text.", show_default="all")
+    ] = None,
+    tasks: options.Tasks = None,
+    task_items: options.TaskItems = None,
+    benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of a Hub model.")] = "main",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make several sizes of a model from one calibration pass, and show what each costs in quality.
+
+    Writes ladder.json, ladder.svg and the checkpoint of each size.
+    """
+    from cli.sizes import ladder_here
+
+    _refuse_existing(folder)
+    texts = text or [name for name in calibration.split("+") if name in TEXTS]
+    if not texts and not tasks:
+        raise BadUsage("name a text to report on, another than is calibrated on.", field="--text")
+    found = ladder_here(
+        model,
+        folder,
+        method=method,
+        sizes=layers,
+        calibration=Calibration(calibration, samples=samples, sequence_length=sequence_length, seed=seed),
+        evaluation=Evaluation(
+            tuple(dict.fromkeys(texts)),
+            sequence_length=window,
+            windows=limit,
+            benchmark=benchmark,
+            tasks=tuple(tasks or ()),
+            task_items=task_items,
+        ),
+        revision=revision,
+        device=device,
+        settings=Settings(),
+    )
+    if as_json:
+        print_json(found)
+    else:
+        out.print(ladder_table(found["rows"]))
+        out.print(str(folder / "ladder.svg"), markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -12,6 +12,10 @@ from flattengpt_core.methods import METHODS
 MODEL_HELP = "A Hub id (org/name), local:NAME"
 Sparsity = Annotated[float | None, typer.Option(help="Share of the layers to remove, between 0 and 1.")]
 Layers = Annotated[int | None, typer.Option(help="Number of layers to keep.")]
+MaxPerplexityRatio = Annotated[
+    float | None,
+    typer.Option(help="In place of a size: the fewest layers within so many times the dense perplexity."),
+]
 Method = Annotated[str | None, typer.Option(help=f"One of: {', '.join(METHODS)}.", show_default="flattengpt")]
 Samples = Annotated[int | None, typer.Option(help="Windows of text to calibrate on.", show_default="128")]
 SequenceLength = Annotated[int | None, typer.Option(help="Tokens a calibration window.", show_default="2048")]
@@ -59,9 +63,9 @@ def read_request(model: str, given: dict[str, Any]) -> dict[str, Any]:
         BadUsage: the file cannot be read as a request.
     """
     request: dict[str, Any] = _read_spec(Path(model)) if model.endswith(_SPEC_SUFFIXES) else {"model": model}
-    if given.get("layers") is not None or given.get("sparsity") is not None:
-        request.pop("layers", None)
-        request.pop("sparsity", None)
+    if any(given.get(name) is not None for name in ("layers", "sparsity", "target.max_perplexity_ratio")):
+        for name in ("layers", "sparsity", "target"):
+            request.pop(name, None)
     for name, value in given.items():
         part, _, field = name.rpartition(".")
         if value is not None:

@@ -24,6 +24,7 @@ def submit(
     model: Annotated[str, typer.Argument(metavar="MODEL|SPEC.yaml", help=f"{options.MODEL_HELP}, or a request file.")],
     sparsity: options.Sparsity = None,
     layers: options.Layers = None,
+    max_perplexity_ratio: options.MaxPerplexityRatio = None,
     method: options.Method = None,
     calibration: Annotated[
         str | None, typer.Option(help="A text the service knows, or several joined by '+'.", show_default="wikitext2")
@@ -54,6 +55,7 @@ def submit(
         {
             "sparsity": sparsity,
             "layers": layers,
+            "target.max_perplexity_ratio": max_perplexity_ratio,
             "method": method,
             "calibration.dataset": calibration,
             "calibration.samples": samples,

@@ -142,15 +142,38 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def ladder_table(rows: list[dict[str, Any]]) -> Table:
+    """A row a size, the dense model first."""
+    texts, tasks = rows[0]["perplexity"], rows[0]["accuracy"]
+    table = Table("layers", "parameters", *(f"perplexity ({text})" for text in texts), *tasks, "tokens/s")
+    for row in rows:
+        speed = row["tokens_per_second"]
+        table.add_row(
+            str(row["layers"]),
+            f"{row['parameters']:,}",
+            *(f"{row['perplexity'][text]:.3f}" for text in texts),
+            *(f"{row['accuracy'][task]:.4f}" for task in tasks),
+            "" if speed is None else f"{speed:.1f}",
+        )
+    return table
+
+
 def jobs_table(jobs: list[Job]) -> Table:
     """One line a job; its id is whole on the narrowest screen, since other commands ask for it."""
     table = Table(Column("id", no_wrap=True, min_width=26), "status", "progress", "model", "target", "created")
     for job in jobs:
-        layers, sparsity = job.request.get("layers"), job.request.get("sparsity")
-        target = f"{layers} layers" if layers is not None else f"sparsity {sparsity}"
+        target = _target(job.request)
         doing = f"{job.status} ({job.stage})" if job.stage and not job.ended else job.status
         table.add_row(job.id, doing, f"{job.progress:.0%}", str(job.request["model"]), target, job.created_at[:19])
     return table
+
+
+def _target(request: dict[str, Any]) -> str:
+    if request.get("layers") is not None:
+        return f"{request['layers']} layers"
+    if request.get("sparsity") is not None:
+        return f"sparsity {request['sparsity']}"
+    return f"{request['target']['max_perplexity_ratio']} x perplexity"
 
 
 def print_json(document: Any) -> None:

@@ -69,6 +69,7 @@ class TextWindows:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, dataset: str, *, length: int, seed: int) -> None:
+        self._length = length
         self._generator = torch.Generator().manual_seed(seed)
         self._windows = {
             name: self._shuffled(cut_windows(token_ids(tokenizer, load_text(name, "calibration")), length))
@@ -83,8 +84,7 @@ class TextWindows:
         """
         chosen = []
         for index, (name, windows) in enumerate(self._windows.items()):
-            share = samples // len(self._windows) + (index < samples % len(self._windows))
-            share = max(FOLDS, share)  # each fold needs a window
+            share = self._share(samples, index)
             if len(windows) < share:
                 raise CalibrationNotFound(
                     f"The text {name!r} has {len(windows)} windows of that length, but {share} are asked for: use "
@@ -93,6 +93,29 @@ class TextWindows:
                 )
             chosen.append(windows[:share])
         return deal(chosen)
+
+    def held_out(self, samples: int, tokens: int) -> dict[str, Tensor]:
+        """By text, windows (n, length) that `folds(samples)` does not hold, about so many tokens in all.
+
+        Raises:
+            CalibrationNotFound: a text has no window left.
+        """
+        count = max(1, tokens // self._length // len(self._windows))
+        left = {}
+        for index, (name, windows) in enumerate(self._windows.items()):
+            left[name] = windows[self._share(samples, index) :][:count]
+            if not len(left[name]):
+                raise CalibrationNotFound(
+                    f"The text {name!r} has no window left to judge the quality on: use fewer samples, a shorter "
+                    "sequence_length, or a longer text.",
+                    field="calibration.samples",
+                )
+        return left
+
+    def _share(self, samples: int, index: int) -> int:
+        """How many windows the text at `index` gives to `samples`."""
+        share = samples // len(self._windows) + (index < samples % len(self._windows))
+        return max(FOLDS, share)  # each fold needs a window
 
     def all(self) -> Tensor:
         """Every window of every text, shuffled, (n, length) int64."""

@@ -16,7 +16,7 @@ from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidTarget
 from flattengpt_core.grouping import Group, cheapest_partition, group_layers
 from flattengpt_core.models import Checkpoint, CheckpointWriter
-from flattengpt_core.progress import Progress
+from flattengpt_core.progress import Part, Progress
 from flattengpt_core.prune import (
     Pruner,
     all_at_once,
@@ -72,6 +72,30 @@ def compress_layers(
         InvalidTarget: the method cannot reach so few layers.
     """
     return COMPRESSORS[method](source, folds, writer, progress, layers=layers, device=device)
+
+
+def compress_sizes(
+    source: Checkpoint,
+    folds: Sequence[Tensor],
+    writers: Mapping[int, CheckpointWriter],
+    progress: Progress,
+    *,
+    method: str,
+    device: torch.device,
+) -> dict[int, Compressed]:
+    """As `compress_layers` for several numbers of layers, each with its writer; in one pass where the method can.
+
+    Raises:
+        InvalidTarget: the method cannot reach one of them.
+    """
+    if method in MERGING:
+        return merge_sizes(*MERGING[method], source, folds, writers, progress, device=device)
+    return {
+        layers: compress_layers(
+            source, folds, writer, Part(progress, index, len(writers)), layers=layers, method=method, device=device
+        )
+        for index, (layers, writer) in enumerate(writers.items())
+    }
 
 
 def merge_neighbours(
@@ -136,12 +160,12 @@ def least_departure(found: Survey, layers: int) -> list[Group]:
     return cheapest_partition(found.departure, layers, found.kinds)
 
 
-FLATTENGPT = (least_departure, Pruner(missed_heads, missed_channels, regressed, one_by_one))
-AS_PUBLISHED = (most_alike, Pruner(published_heads, published_channels, as_folded, all_at_once))
-
+MERGING: dict[str, tuple[Grouping, Pruner]] = {
+    "flattengpt": (least_departure, Pruner(missed_heads, missed_channels, regressed, one_by_one)),
+    "flattengpt-paper": (most_alike, Pruner(published_heads, published_channels, as_folded, all_at_once)),
+}
 COMPRESSORS: dict[str, Compressor] = {
-    "flattengpt": partial(merge_neighbours, *FLATTENGPT),
-    "flattengpt-paper": partial(merge_neighbours, *AS_PUBLISHED),
+    **{method: partial(merge_neighbours, *how) for method, how in MERGING.items()},
     "shortgpt": shortgpt.compress,
     "sleb": sleb.compress,
     "laco": laco.compress,

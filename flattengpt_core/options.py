@@ -24,6 +24,17 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 @dataclass(frozen=True)
+class Budget:
+    """A quality to hold with as few layers as can be, in place of a size.
+
+    max_perplexity_ratio: compressed to dense, on each calibration text's windows that the fit has not seen, before
+    recovery.
+    """
+
+    max_perplexity_ratio: float
+
+
+@dataclass(frozen=True)
 class Recovery:
     """Training after compression: `lora` on the text itself, `distill` towards the dense model.
 

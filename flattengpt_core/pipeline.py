@@ -8,7 +8,9 @@ import os
 import resource
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,13 +19,15 @@ import torch
 from torch import Tensor
 
 from flattengpt_core import diagnostics, figures, gguf
+from flattengpt_core.budget import fewest_within
 from flattengpt_core.calibration import TextWindows, evaluation_windows
 from flattengpt_core.card import card
 from flattengpt_core.compress import compress_layers, least_departure, reaching
+from flattengpt_core.compressed import Compressed
 from flattengpt_core.evaluate import measure
 from flattengpt_core.manifest import move_into_place, scratch_beside, write_manifest
 from flattengpt_core.models import Checkpoint, CheckpointWriter, replace_weights
-from flattengpt_core.options import Calibration, Evaluation, Recovery
+from flattengpt_core.options import Budget, Calibration, Evaluation, Recovery
 from flattengpt_core.progress import Progress
 from flattengpt_core.reading import reading
 from flattengpt_core.recovery.curve import draw_curve
@@ -34,6 +38,9 @@ from flattengpt_core.tasks import load_tasks
 from flattengpt_core.texts import refuse_reported_calibration
 from flattengpt_core.work import WorkFolder, identity
 
+BUDGET_TOKENS = 8192
+"""Held-out tokens that a quality budget is judged on."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,7 +48,7 @@ def compress(
     model: Path,
     out: Path,
     *,
-    layers: int,
+    goal: int | Budget,
     method: str,
     calibration: Calibration,
     recovery: Recovery,
@@ -54,9 +61,10 @@ def compress(
     work: Path | None = None,
     accelerate_config: Path | None = None,
 ) -> dict[str, Any]:
-    """Compress the checkpoint folder or .gguf file `model` to `layers` layers, into the new folder `out`.
+    """Compress the checkpoint folder or .gguf file `model` to the goal, into the new folder `out`.
 
     Args:
+        goal: a number of layers, or a quality to hold with as few as can be.
         device: `auto` takes a GPU if there is one, else the CPU.
         dtype: what the result is saved as; `auto` keeps the source's.
         request: what was asked for, recorded in the result as it is.
@@ -87,17 +95,27 @@ def compress(
         folds = text.folds(calibration.samples)
 
         windows = text.all()
-        asked = {"layers": layers, "method": method, "calibration": asdict(calibration), "recovery": asdict(recovery)}
+        asked = {
+            "goal": goal if isinstance(goal, int) else asdict(goal),
+            "method": method,
+            "calibration": asdict(calibration),
+            "recovery": asdict(recovery),
+        }
         state = WorkFolder(work or aside / "work", asked | {"dtype": dtype} | identity(model, [*folds, windows]))
 
         progress.stage("compressing")
         finished = state.layers_done()
         if finished is None:
             started = time.perf_counter()
-            writer = CheckpointWriter(source, aside)
-            done = compress_layers(source, folds, writer, progress, layers=layers, method=method, device=where)
+            compress_to = partial(_compress_to, source, folds, aside, method, DTYPES.get(dtype), where)
+            if isinstance(goal, Budget):
+                held_out, trials = text.held_out(calibration.samples, BUDGET_TOKENS), aside / "trials"
+                done = fewest_within(
+                    goal, source, held_out, compress_to, state.compressed, trials, progress, device=where
+                )
+            else:
+                done = compress_to(goal, state.compressed, progress)
             finished = done, time.perf_counter() - started
-            writer.assemble(state.compressed, dtype=DTYPES.get(dtype))
             state.finish_layers(*finished)
         done, compress_seconds = finished
 
@@ -137,6 +155,25 @@ def compress(
         write_manifest(result, request, metrics, done)
         move_into_place(result, out)
         return metrics
+
+
+def _compress_to(
+    source: Checkpoint,
+    folds: Sequence[Tensor],
+    scratch: Path,
+    method: str,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    layers: int,
+    out: Path,
+    progress: Progress,
+) -> Compressed:
+    """Write the checkpoint of so many layers to the new folder `out`."""
+    with TemporaryDirectory(dir=scratch) as parts:
+        writer = CheckpointWriter(source, Path(parts))
+        done = compress_layers(source, folds, writer, progress, layers=layers, method=method, device=device)
+        writer.assemble(out, dtype=dtype)
+    return done
 
 
 def evaluate(model: Path, evaluation: Evaluation, *, device: str, progress: Progress) -> dict[str, Any]:

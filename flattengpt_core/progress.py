@@ -19,6 +19,22 @@ class Progress(Protocol):
         """Something worth recording happened, e.g. `layer` or `loss`; `data` is JSON."""
 
 
+class Part:
+    """One of `count` equal parts of a stage, as the steps of the whole stage."""
+
+    def __init__(self, whole: Progress, index: int, count: int) -> None:
+        self._whole, self._index, self._count = whole, index, count
+
+    def stage(self, name: str) -> None:
+        """A part begins no stage."""
+
+    def step(self, done: int, total: int) -> None:
+        self._whole.step(self._index * total + done, self._count * total)
+
+    def event(self, type: str, **data: Any) -> None:
+        self._whole.event(type, **data)
+
+
 class Silent:
     """A `Progress` that says nothing."""
 

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from flattengpt_core.depth import layers_to_keep
 from flattengpt_core.methods import METHODS
-from flattengpt_core.options import TARGETS, Target
+from flattengpt_core.options import TARGETS, Budget, Target
 
 # No control characters: PostgreSQL cannot store NUL, and nobody means the others.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
@@ -99,13 +100,22 @@ class EvaluationSpec(_Part):
     benchmark_prefill_tokens: int = Field(default=512, ge=1, le=32768, description="Tokens of each of them.")
 
 
+class TargetSpec(_Part):
+    max_perplexity_ratio: float = Field(
+        gt=1,
+        le=1000,
+        description="Find the fewest layers whose perplexity stays within this many times the dense model's, on each "
+        "calibration text's windows that the fit has not seen.",
+    )
+
+
 class PublishSpec(_Part):
     repo_id: RepoId = Field(description="The Hub repository to create and upload to.", examples=["org/name-flat24"])
     private: bool = True
 
 
 class JobSpec(_Part):
-    """A request to compress a model. Exactly one of `sparsity` and `layers` is given."""
+    """A request to compress a model. Exactly one of `sparsity`, `layers` and `target` is given."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -131,6 +141,7 @@ class JobSpec(_Part):
     method: str = Field(default="flattengpt", description="How to compress.", json_schema_extra={"enum": list(METHODS)})
     sparsity: float | None = Field(default=None, gt=0, lt=1, description="The share of layers to remove.")
     layers: int | None = Field(default=None, ge=1, le=10_000, description="The number of layers to keep.")
+    target: TargetSpec | None = Field(default=None, description="A quality to hold, in place of a size.")
     calibration: CalibrationSpec = CalibrationSpec()
     recovery: RecoverySpec = RecoverySpec()
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -147,10 +158,22 @@ class JobSpec(_Part):
 
     @model_validator(mode="after")
     def _one_target(self) -> "JobSpec":
-        if (self.sparsity is None) == (self.layers is None):
-            given = "neither is" if self.sparsity is None else "both are"
-            raise ValueError(f"give exactly one of sparsity and layers: {given} given")
+        given = [name for name in ("sparsity", "layers", "target") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"{' and '.join(given)} are" if given else "none is"
+            raise ValueError(f"give exactly one of sparsity, layers and target: {found} given")
         return self
+
+    def goal(self, num_layers: int) -> int | Budget:
+        """What is asked of a model of so many layers: the number of layers to keep, or a quality to hold.
+
+        Raises:
+            InvalidTarget: the model cannot become that small, or has no layer to spare.
+        """
+        if self.target is None:
+            return layers_to_keep(num_layers, sparsity=self.sparsity, layers=self.layers)
+        layers_to_keep(num_layers, layers=1)
+        return Budget(**self.target.model_dump())
 
     def as_request(self) -> dict[str, Any]:
         """The request as JSON, every default filled in."""

@@ -18,7 +18,6 @@ from typing import Any
 import structlog
 
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
-from flattengpt_core.depth import layers_to_keep
 from flattengpt_core.errors import FlattenGPTError
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from jobs.artifacts import ArtifactStore, as_json
@@ -85,14 +84,14 @@ def run(attempt: Attempt) -> None:
     spec, settings = attempt.spec, attempt.settings
     attempt.reporter.stage("loading")
     model = fetch(attempt)
-    layers = layers_to_keep(inspect(model).num_layers, sparsity=spec.sparsity, layers=spec.layers)
+    goal = spec.goal(inspect(model).num_layers)
     from flattengpt_core.pipeline import compress  # imports torch, which takes seconds
 
     result = work_dir(settings, attempt.lease) / "result"
     metrics = compress(
         model,
         result,
-        layers=layers,
+        goal=goal,
         method=spec.method,
         calibration=Calibration(**spec.calibration.model_dump()),
         recovery=Recovery(**spec.recovery.model_dump()),

@@ -13,7 +13,7 @@ from cli.main import app
 from tests.cli.conftest import TINY_JOB
 from tests.task_files import CHOICES, task_file
 
-LOCAL = ["compress", "compare", "evaluate", "diagnose", "serve", "worker", "sweep", "migrate"]
+LOCAL = ["compress", "compare", "ladder", "evaluate", "diagnose", "serve", "worker", "sweep", "migrate"]
 REMOTE = ["submit", "watch", "list", "show", "cancel", "download"]
 
 
@@ -49,7 +49,7 @@ def test_help_needs_no_torch() -> None:
     ("arguments", "message"),
     [
         (["--out", "{tmp}/out"], "sparsity"),
-        (["--out", "{tmp}/out", "--layers", "3", "--sparsity", "0.5"], "both are given"),
+        (["--out", "{tmp}/out", "--layers", "3", "--sparsity", "0.5"], "sparsity and layers are given"),
         (["--out", "{tmp}/out", "--layers", "6"], "layers is 6, but the model has 6"),
         (["--out", "{tmp}/out", "--sparsity", "1.5"], "sparsity"),
         (["--out", "{tmp}/out", "--layers", "3", "--method", "magic"], "unknown method 'magic'"),
@@ -191,6 +191,36 @@ def test_compare_refuses_bad_usage(data_dir: Path, tmp_path: Path, arguments: li
     assert done.exit_code == 2
     assert message in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.txt", "text.txt"]
+
+
+def test_ladder_makes_every_size(data_dir: Path, tmp_path: Path) -> None:
+    options = ["--layers", "3,5", "--samples", "8", "--sequence-length", "64", "--window", "64", "--limit", "4"]
+    out = tmp_path / "ladder"
+    texts = ["--calibration", "python-docs", "--no-benchmark", "--json"]
+    done = run("ladder", "local:tiny", "--out", str(out), *options, *texts, data_dir=data_dir)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == json.loads((out / "ladder.json").read_text())
+    assert [row["layers"] for row in found["rows"]] == [6, 5, 3]
+    assert [len(row["groups"]) for row in found["rows"][1:]] == [5, 3]
+    assert "</svg>" in (out / "ladder.svg").read_text()
+    assert (out / "5" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "4,6"], "layers is 6, but the model has 6"),
+        (["--layers", "4,4"], "named twice"),
+        (["--layers", "few"], "no numbers of layers"),
+        (["--layers", "4", "--method", "magic"], "unknown method 'magic'"),
+    ],
+)
+def test_ladder_refuses_bad_usage(data_dir: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    out = ["--out", str(tmp_path / "out"), "--calibration", "python-docs"]
+    done = run("ladder", "local:tiny", *out, *arguments, data_dir=data_dir)
+    assert (done.exit_code, message in done.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_submit_watch_show_list_and_download(url: str, spec_file: Path, tmp_path: Path) -> None:

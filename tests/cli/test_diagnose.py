@@ -56,7 +56,7 @@ def test_diagnose_prints_the_reading_and_the_same_again(data_dir: Path, tmp_path
     [
         ("local:tiny", ["--out", "{tmp}"], "--out: {tmp} exists already"),
         ("local:tiny", ["--out", "{tmp}/out", "--layers", "6"], "layers: layers is 6, but the model has 6"),
-        ("local:tiny", ["--out", "{tmp}/out", "--layers", "3", "--sparsity", "0.5"], "both are given"),
+        ("local:tiny", ["--out", "{tmp}/out", "--layers", "3", "--sparsity", "0.5"], "sparsity and layers are given"),
         ("local:tiny", ["--out", "{tmp}/out", "--sparsity", "0.01"], "sparsity: sparsity 0.01 leaves 6"),
         ("local:tiny", ["--out", "{tmp}/out", "--samples", "0"], "calibration.samples"),
         ("local:tiny", ["--out", "{tmp}/out", "--calibration", "no-such-text"], "'no-such-text' is no text"),

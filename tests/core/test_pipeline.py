@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flattengpt_core.calibration import cut_windows, token_ids
 from flattengpt_core.errors import CalibrationNotFound, InvalidRequest
-from flattengpt_core.options import Calibration, Evaluation, Recovery
+from flattengpt_core.models import Checkpoint
+from flattengpt_core.options import Budget, Calibration, Evaluation, Recovery
 from flattengpt_core.pipeline import compress, evaluate
 from flattengpt_core.progress import STAGES, Progress, Silent
 from flattengpt_core.tasks import TaskNotFound
@@ -50,6 +52,7 @@ def run(
     tmp_path: Path,
     out: Path,
     *,
+    goal: int | Budget = 4,
     progress: Progress | None = None,
     calibration: Calibration = CALIBRATION,
     evaluation: Evaluation = EVALUATION,
@@ -63,7 +66,7 @@ def run(
     return compress(
         source,
         out,
-        layers=4,
+        goal=goal,
         method="flattengpt",
         calibration=calibration,
         recovery=recovery or Recovery(),
@@ -205,3 +208,26 @@ def test_too_little_text_is_said_before_any_layer_is_merged(tmp_path: Path) -> N
     with pytest.raises(CalibrationNotFound, match="use fewer samples"):
         run(tmp_path, tmp_path / "out", progress=told, calibration=greedy)
     assert "compressing" not in told.stages
+
+
+def test_a_quality_to_hold_finds_the_fewest_layers(tmp_path: Path) -> None:
+    """A random model loses next to nothing with its layers, so all but one can go within a generous budget."""
+    progress = Recorder()
+    metrics = run(tmp_path, tmp_path / "out", goal=Budget(2.0), progress=progress)
+    assert metrics["compressed"]["layers"] == 1
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 1
+    assert [done for stage, done in progress.steps if stage == "compressing"] == sorted(
+        done for stage, done in progress.steps if stage == "compressing"
+    )
+
+
+def test_a_quality_to_hold_needs_text_that_the_fit_has_not_seen(tmp_path: Path) -> None:
+    file = tmp_path / "short.txt"
+    file.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    windows = len(
+        cut_windows(token_ids(Checkpoint(tiny_checkpoint(tmp_path / "tiny")).tokenizer(), file.read_text()), 64)
+    )
+    with pytest.raises(CalibrationNotFound, match="no window left") as caught:
+        run(tmp_path, tmp_path / "out", goal=Budget(2.0), calibration=Calibration(str(file), windows, 64))
+    assert caught.value.field == "calibration.samples"
+    assert not (tmp_path / "out").exists()

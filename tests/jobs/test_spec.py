@@ -84,10 +84,15 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "said"), [({}, "neither is given"), ({"sparsity": 0.2, "layers": 4}, "both are given")]
+    ("target", "said"),
+    [
+        ({}, "none is given"),
+        ({"sparsity": 0.2, "layers": 4}, "sparsity and layers are given"),
+        ({"layers": 4, "target": {"max_perplexity_ratio": 1.2}}, "layers and target are given"),
+    ],
 )
 def test_exactly_one_target(target: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=f"exactly one of sparsity and layers: {said}"):
+    with pytest.raises(ValidationError, match=f"exactly one of sparsity, layers and target: {said}"):
         JobSpec.model_validate({"model": "org/name", **target})
 
 
