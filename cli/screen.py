@@ -1,6 +1,7 @@
 """What a person sees: a job's progress on standard error, its result as a table on standard output."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -66,7 +67,7 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         ("layers", dense["layers"], compressed["layers"], "{:,}"),
         ("parameters", dense["parameters"], compressed["parameters"], "{:,}"),
         *(
-            (f"perplexity ({text})", value, compressed["perplexity"].get(text), "{:.2f}")
+            (f"perplexity ({_short(text)})", value, compressed["perplexity"].get(text), "{:.2f}")
             for text, value in dense["perplexity"].items()
         ),
         ("tokens/s", dense["tokens_per_second"], compressed["tokens_per_second"], "{:.1f}"),
@@ -76,7 +77,7 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         if before is not None and after is not None:
             table.add_row(name, form.format(before), form.format(after), f"{after / before:.3f}")
     for task, kept in compressed.get("retention", {}).items():
-        table.add_row(f"accuracy ({task})", *(_accuracy(model, task) for model in (dense, compressed)),
+        table.add_row(f"accuracy ({_short(task)})", *(_accuracy(model, task) for model in (dense, compressed)),
                       share_kept(kept, "raw"))  # fmt: skip
         if kept["above_chance"] is not None:
             table.add_row("  above chance", "", "", share_kept(kept, "above_chance"))
@@ -84,9 +85,14 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         for figure, before in figures.items():
             if not figure.endswith("_stderr"):
                 table.add_row(
-                    f"{figure} ({task})", f"{before:.6g}", f"{compressed['generative'][task][figure]:.6g}", ""
+                    f"{figure} ({_short(task)})", f"{before:.6g}", f"{compressed['generative'][task][figure]:.6g}", ""
                 )
     return table
+
+
+def _short(name: str) -> str:
+    """A text or task without the folders of its file, which would not fit into a table."""
+    return Path(name).name
 
 
 def print_evaluation(metrics: dict[str, Any]) -> None:

@@ -120,7 +120,17 @@ def test_each_wrong_field_is_named(api: TestClient) -> None:
 @pytest.mark.parametrize("change", [{}, {"layers": 3, "sparsity": 0.5}])
 def test_exactly_one_target(api: TestClient, change: dict[str, Any]) -> None:
     body = problem(api.post("/jobs", json=TINY | change), 422, "invalid_request", "sparsity")
-    assert "exactly one of sparsity and layers" in body["detail"]
+    assert "exactly one of sparsity, layers and target" in body["detail"]
+
+
+@on_sqlite
+def test_a_quality_to_hold_is_a_target(api: TestClient) -> None:
+    request = {key: value for key, value in REQUEST.items() if key != "layers"}
+    accepted = api.post("/jobs", json=request | {"target": {"max_perplexity_ratio": 1.2}})
+    assert accepted.status_code == 202
+    assert accepted.json()["request"]["target"] == {"max_perplexity_ratio": 1.2}
+    body = request | {"target": {"max_perplexity_ratio": 1}}
+    problem(api.post("/jobs", json=body), 422, "invalid_request", "target.max_perplexity_ratio")
 
 
 @on_sqlite

@@ -15,6 +15,7 @@ FULL: dict[str, Any] = {
     "method": "flattengpt",
     "sparsity": 0.2,
     "layers": None,
+    "target": None,
     "calibration": {"dataset": "wikitext2", "samples": 128, "sequence_length": 2048, "seed": 0},
     "recovery": {
         "method": "none",
