@@ -22,6 +22,7 @@ from flattengpt_core.texts import join_rows
 REPORTED_WINDOWS = 32
 REPORTED_LENGTH = 512
 CALIBRATION_LENGTH = 256
+LONG_REPORTED_TOKENS = 50_000
 
 Split = Literal["validation", "test"]
 
@@ -45,6 +46,12 @@ class Texts:
             "WikiText-2": self._wikitext(wikitext, REPORTED_LENGTH)[:REPORTED_WINDOWS],
             "C4": self._c4(REPORTED_LENGTH)[first : first + REPORTED_WINDOWS],
         }
+
+    def long_reported(self, split: Split) -> dict[str, Tensor]:
+        """As `reported`, but of WikiText-2 the windows of the first 50,000 tokens."""
+        wikitext = {"validation": "wiki.valid.raw", "test": "wiki.test.raw"}[split]
+        windows = self._wikitext(wikitext, REPORTED_LENGTH)[: LONG_REPORTED_TOKENS // REPORTED_LENGTH]
+        return self.reported(split) | {"WikiText-2": windows}
 
     def calibration(self, shares: dict[str, int], *, seed: int) -> list[Tensor]:
         """So many windows of 256 tokens of each text (`wikitext2`, `c4`, `alpaca`), dealt into folds."""
