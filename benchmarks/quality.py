@@ -51,7 +51,7 @@ RECOVERED = "flattengpt + distill"
 RECOVERY = Recovery(method="distill", steps=700, learning_rate=5e-4, rank=32, train="lora", batch_tokens=1024)
 RECOVERY_SHARES = {"wikitext2": 800, "alpaca": 1200}
 SHARED_SOURCES = ("calibration", "decoder", "language_head", "regression", "similarity")
-MERGING_SOURCES = ("flatten", "grouping", "merge", "prune", "walk")
+MERGING_SOURCES = ("divergence", "flatten", "grouping", "merge", "prune", "walk")
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent
 

@@ -3,8 +3,7 @@
 Knows nothing of texts, evaluation or where the result goes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from flattengpt_core.baselines import come, fcm, laco, replaceme, shortgpt, sleb
 from flattengpt_core.compressed import Compressed
+from flattengpt_core.divergence import divergence
 from flattengpt_core.errors import InvalidTarget
-from flattengpt_core.grouping import Group, cheapest_partition, group_layers
+from flattengpt_core.grouping import Group, cheapest_partition, group_layers, merge_costs
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.progress import Part, Progress
 from flattengpt_core.prune import (
@@ -28,7 +28,7 @@ from flattengpt_core.prune import (
     published_heads,
     regressed,
 )
-from flattengpt_core.similarity import Survey, survey
+from flattengpt_core.similarity import layer_similarity, unit_hidden_states
 from flattengpt_core.walk import Size, walk
 
 
@@ -48,8 +48,8 @@ class Compressor(Protocol):
         """folds: calibration windows (windows, length) of token ids, in disjoint sets."""
 
 
-Grouping = Callable[[Survey, int], list[Group]]
-"""From what a dense pass says and the number of groups to the groups. Raises ValueError if it cannot be reached."""
+Grouping = Callable[[Checkpoint, Sequence[Tensor], Sequence[int], torch.device], list[list[Group]]]
+"""From a model and calibration windows to the groups for each number of layers. Raises InvalidTarget."""
 
 
 def compress_layers(
@@ -125,43 +125,53 @@ def merge_sizes(
     device: torch.device,
 ) -> dict[int, Compressed]:
     """As `merge_neighbours`, for several numbers of layers from the same two passes; each has its writer."""
-    found = survey(source, folds, device=device)
-    sizes = {}
-    for layers, writer in writers.items():
-        with reaching(layers):
-            sizes[layers] = Size(choose(found, layers), writer)
+    partitions = choose(source, folds, list(writers), device)
+    sizes = {layers: Size(groups, writers[layers]) for layers, groups in zip(writers, partitions, strict=True)}
     walk(source, list(sizes.values()), folds, pruner, progress, device=device)
     return {layers: Compressed(list(size.groups), size.merged) for layers, size in sizes.items()}
 
 
 def groups_to_merge(source: Checkpoint, folds: Sequence[Tensor], *, layers: int, device: torch.device) -> list[Group]:
     """The `layers` groups that `flattengpt` merges after these calibration windows. Raises InvalidTarget."""
-    found = survey(source, folds, device=device)
-    with reaching(layers):
-        return least_departure(found, layers)
+    return least_loss(source, folds, [layers], device)[0]
 
 
-@contextmanager
-def reaching(layers: int) -> Iterator[None]:
-    """Turn a grouping's ValueError into InvalidTarget."""
+def most_alike(
+    source: Checkpoint, folds: Sequence[Tensor], sizes: Sequence[int], device: torch.device
+) -> list[list[Group]]:
+    """As published: the neighbours whose inputs are most alike merge first."""
+    similarity = layer_similarity(unit_hidden_states(source, folds, device=device)[:-1])
+    return [_reached(group_layers, similarity, layers, source.kinds) for layers in sizes]
+
+
+def least_loss(
+    source: Checkpoint, folds: Sequence[Tensor], sizes: Sequence[int], device: torch.device
+) -> list[list[Group]]:
+    """The groups that are estimated to cost the predictions least, over all groups of neighbours."""
+    outputs = layer_similarity(unit_hidden_states(source, folds, device=device)[1:])
+    costs = merge_costs(outputs, divergence(source, folds, device=device))
+    return [cheapest_groups(costs, layers, source.kinds) for layers in sizes]
+
+
+def cheapest_groups(costs: Tensor, layers: int, kinds: Sequence[str] | None) -> list[Group]:
+    """As `cheapest_partition`, but a target that cannot be reached raises InvalidTarget."""
+    return _reached(cheapest_partition, costs, layers, kinds)
+
+
+def _reached(
+    choose: Callable[[Tensor, int, Sequence[str] | None], list[Group]],
+    measured: Tensor,
+    layers: int,
+    kinds: Sequence[str] | None,
+) -> list[Group]:
     try:
-        yield
+        return choose(measured, layers, kinds)
     except ValueError as error:
         raise InvalidTarget(f"{layers} layers cannot be reached: {error}.", field="layers") from None
 
 
-def most_alike(found: Survey, layers: int) -> list[Group]:
-    """As published: the neighbours whose inputs are most alike merge first."""
-    return group_layers(found.inputs, layers, found.kinds)
-
-
-def least_departure(found: Survey, layers: int) -> list[Group]:
-    """The groups whose first layers alone come closest to what their last layers put out, over all groups."""
-    return cheapest_partition(found.departure, layers, found.kinds)
-
-
 MERGING: dict[str, tuple[Grouping, Pruner]] = {
-    "flattengpt": (least_departure, Pruner(missed_heads, missed_channels, regressed, one_by_one)),
+    "flattengpt": (least_loss, Pruner(missed_heads, missed_channels, regressed, one_by_one)),
     "flattengpt-paper": (most_alike, Pruner(published_heads, published_channels, as_folded, all_at_once)),
 }
 COMPRESSORS: dict[str, Compressor] = {

@@ -16,13 +16,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flattengpt_core.baselines.shortgpt import block_influence
 from flattengpt_core.decoder import Decoder
-from flattengpt_core.grouping import group_layers
+from flattengpt_core.divergence import divergence
+from flattengpt_core.grouping import group_layers, merge_costs
 from flattengpt_core.models import Checkpoint
 from flattengpt_core.progress import Progress
-from flattengpt_core.similarity import Survey, dense_pass, layer_similarity, token_growth, unit_length
+from flattengpt_core.similarity import dense_pass, layer_similarity, token_growth, unit_length
 
 ALIKE = 0.9
 """The mean cosine above which the paper finds the inputs of neighbouring layers."""
+
+MASSIVE_GROWTH = 30.0
+"""How many times the median token's growth a token must grow in a layer to be called a massive activation. On the demo
+model layer 11 makes them (177 times), and no other layer lets a token grow more than 7 times as much as the median."""
 
 JACOBIAN_WINDOWS = 4
 JACOBIAN_TOKENS = 256
@@ -43,14 +48,18 @@ class PowerLaw:
 class Diagnosis:
     """What was measured of a model of L layers. All tensors are on the CPU, and none has a unit.
 
-    survey: what the layers are grouped by.
+    states: (L + 1, L + 1), mean cosine of the hidden states before, between and after the layers.
+    divergence: (L,), see `divergence.divergence`.
+    token_growth: (L,), see `similarity.token_growth`; far above 1 where a layer makes massive activations.
     variance: (L + 1,), of the hidden states after 0 to L layers; see `token_variance`.
     growth: of the variance over the depths 1 to L. The paper derives an exponent of 2.
     jacobian_distance: (L,); see `jacobian_distance`.
     block_influence: (L,), 1 - mean cosine of each layer's input and output.
     """
 
-    survey: Survey
+    states: Tensor
+    divergence: Tensor
+    token_growth: Tensor
     variance: Tensor
     growth: PowerLaw
     jacobian_distance: Tensor
@@ -59,13 +68,19 @@ class Diagnosis:
     @property
     def similarity(self) -> Tensor:
         """(L, L), mean cosine of the layers' inputs."""
-        return self.survey.inputs
+        return self.states[:-1, :-1]
+
+    @property
+    def costs(self) -> Tensor:
+        """(L, L), what each run of layers would cost as one; see `grouping.merge_costs`."""
+        return merge_costs(self.states[1:, 1:], self.divergence)
 
     def as_dict(self) -> dict[str, Any]:
         """The measurements as JSON."""
         return {
             "similarity": self.similarity.tolist(),
-            "token_growth": self.survey.growth.tolist(),
+            "divergence": [None, *self.divergence[1:].tolist()],
+            "token_growth": self.token_growth.tolist(),
             "variance": self.variance.tolist(),
             "variance_growth": asdict(self.growth),
             "jacobian_distance": self.jacobian_distance.tolist(),
@@ -101,7 +116,9 @@ def diagnose(
         distances.append(jacobian_distance(partial(probe.block, run.layer), sample, directions))
         progress.step(index + 1, source.info.num_layers)
     return Diagnosis(
-        survey=Survey(layer_similarity(units), torch.tensor(growth), source.kinds),
+        states=layer_similarity(units),
+        divergence=divergence(source, folds, device=device),
+        token_growth=torch.tensor(growth),
         variance=torch.tensor(variance),
         growth=power_law(variance[1:]),
         jacobian_distance=torch.tensor(distances),

@@ -3,6 +3,8 @@
 Everything in float32. Knows nothing of layers.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,21 @@ class LanguageHead:
         tied = source.config.tie_word_embeddings or HEAD not in source.outside_layers()
         self._norm = FinalNorm(source, device=device)
         self._weight = source.tensor(EMBEDDING if tied else HEAD).to(device, torch.float32)  # (vocabulary, width)
+
+    def divergences(self, hidden: Tensor, others: Sequence[Tensor]) -> list[float]:
+        """Mean KL divergence, in nats a token, of the next-token distributions after each of `others` from `hidden`'s.
+
+        Args:
+            hidden, others: residual streams after the last layer, all of the same shape (tokens, width).
+        """
+        totals = [torch.zeros((), dtype=torch.float64, device=hidden.device) for _ in others]
+        for start in range(0, len(hidden), LOGIT_TOKENS):
+            part = slice(start, start + LOGIT_TOKENS)
+            expected = (self._norm(hidden[part]) @ self._weight.T).log_softmax(-1)
+            for total, other in zip(totals, others, strict=True):
+                found = (self._norm(other[part]) @ self._weight.T).log_softmax(-1)
+                total += torch.nn.functional.kl_div(found, expected, log_target=True, reduction="sum")
+        return [total.item() / len(hidden) for total in totals]
 
     def loss(self, hidden: Tensor, tokens: Tensor) -> float:
         """Mean negative log-likelihood, in nats, of each window's tokens but its first.

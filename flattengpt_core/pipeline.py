@@ -22,7 +22,7 @@ from flattengpt_core import diagnostics, figures, gguf
 from flattengpt_core.budget import fewest_within
 from flattengpt_core.calibration import TextWindows, evaluation_windows
 from flattengpt_core.card import card
-from flattengpt_core.compress import compress_layers, least_departure, reaching
+from flattengpt_core.compress import cheapest_groups, compress_layers
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.evaluate import measure
 from flattengpt_core.manifest import move_into_place, scratch_beside, write_manifest
@@ -220,8 +220,7 @@ def diagnose(
 
         progress.stage("diagnosing")
         found = diagnostics.diagnose(source, folds, progress, seed=calibration.seed, device=where)
-        with reaching(layers):
-            groups = least_departure(found.survey, layers)
+        groups = cheapest_groups(found.costs, layers, source.kinds)
         report = {
             "model": name,
             "layers": source.info.num_layers,

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from flattengpt_core.diagnostics import ALIKE, Diagnosis
+from flattengpt_core.diagnostics import ALIKE, MASSIVE_GROWTH, Diagnosis
 from flattengpt_core.grouping import Group
-from flattengpt_core.similarity import MASSIVE_GROWTH
 
 NAMED_LAYERS = 3
 """Layers named for the highest influence, and for the highest Jacobian distance."""
@@ -89,9 +88,9 @@ def _leave_alone(found: Diagnosis, groups: Sequence[Group]) -> list[str]:
 
 def _massive(found: Diagnosis) -> list[str]:
     return [
-        f"Layer {layer} makes massive activations (a token grows {found.survey.growth[layer].item():.0f} times as much "
-        "in it as the median token), which later layers depend on: flattengpt never merges it."
-        for layer in (found.survey.growth > MASSIVE_GROWTH).nonzero().flatten().tolist()
+        f"Layer {layer} makes massive activations (a token grows {found.token_growth[layer].item():.0f} times as much "
+        "in it as the median token), which later layers depend on."
+        for layer in (found.token_growth > MASSIVE_GROWTH).nonzero().flatten().tolist()
     ]
 
 

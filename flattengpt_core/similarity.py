@@ -20,11 +20,6 @@ SIMILARITY_TOKENS = 4096
 alike, which tokens these are can decide between them."""
 
 
-MASSIVE_GROWTH = 30.0
-"""How many times the median token's growth a token must grow in a layer to be called a massive activation. On the demo
-model layer 11 makes them (177 times), and no other layer lets a token grow more than 7 times as much as the median."""
-
-
 @dataclass(frozen=True)
 class LayerRun:
     """A layer of the dense model and the hidden states (windows, length, width) that enter and leave it."""
@@ -77,53 +72,6 @@ def layer_similarity(inputs: Sequence[Tensor]) -> Tensor:
             mean_cosine = torch.linalg.vecdot(inputs[earlier].float(), inputs[later].float()).mean()
             similarity[earlier, later] = similarity[later, earlier] = mean_cosine.item()
     return similarity
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What one dense pass says of the layers that could merge.
-
-    similarity: (L + 1, L + 1), mean cosine of the hidden states before, between and after the layers.
-    growth: (L,), how many times the median token's growth the norm of the token that grows most grows in each layer.
-    kinds: what each layer is; layers of different kinds never merge. All alike if None.
-    """
-
-    similarity: Tensor
-    growth: Tensor
-    kinds: Sequence[str] | None
-
-    @property
-    def inputs(self) -> Tensor:
-        """(L, L), the similarity of the layers' inputs."""
-        return self.similarity[:-1, :-1]
-
-    @property
-    def departure(self) -> Tensor:
-        """What each run of layers would cost as one layer, (L, L): 1 - mean cosine of two hidden states.
-
-        [first, last] compares the state after layer `first`, which the merged layer can reach, with that after
-        `last`, which it should reach; so a single layer costs nothing. Entries below the diagonal are 0. A layer that
-        makes massive activations costs infinitely much in a run: the cosine hardly sees the few tokens that carry
-        them, yet every later layer attends to these (demo model, 20 layers: WikiText-2 perplexity 128 with layers
-        8 to 18 as one, 57 with 2 to 6 and 12 to 18).
-        """
-        departure = (1 - self.similarity[1:, 1:]).clamp(min=0).triu()
-        for layer in (self.growth > MASSIVE_GROWTH).nonzero().flatten().tolist():
-            departure[: layer + 1, layer:] = math.inf
-            departure[layer, layer] = 0
-        return departure
-
-
-@torch.inference_mode()
-def survey(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.device) -> Survey:
-    """One dense pass over about SIMILARITY_TOKENS tokens of the calibration windows."""
-    units: list[Tensor] = []
-    growth: list[float] = []
-    for run in dense_pass(source, folds, device=device):
-        units = units or [unit_length(run.before)]
-        units.append(unit_length(run.after))
-        growth.append(token_growth(run))
-    return Survey(layer_similarity(units), torch.tensor(growth), source.kinds)
 
 
 def token_growth(run: LayerRun) -> float:

@@ -18,7 +18,7 @@ from flattengpt_core.diagnostics import (
 from flattengpt_core.families import DOWN, OUTPUT
 from flattengpt_core.models import Checkpoint
 from flattengpt_core.reading import reading
-from flattengpt_core.similarity import Survey, dense_pass, unit_hidden_states, unit_length
+from flattengpt_core.similarity import dense_pass, unit_hidden_states, unit_length
 from tests.tiny_models import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -114,7 +114,9 @@ def two_halves(alike: float) -> torch.Tensor:
 
 def made_up(similarity: torch.Tensor, growth: PowerLaw) -> Diagnosis:
     return Diagnosis(
-        survey=Survey(torch.nn.functional.pad(similarity, (0, 1, 0, 1)), torch.tensor([40.0, 1, 1, 1, 2, 3]), None),
+        states=torch.nn.functional.pad(similarity, (0, 1, 0, 1)),
+        divergence=torch.ones(6),
+        token_growth=torch.tensor([40.0, 1, 1, 1, 2, 3]),
         variance=torch.arange(1.0, 8.0),
         growth=growth,
         jacobian_distance=torch.tensor([5.0, 0.3, 0.2, 0.1, 0.7, 0.9]),
@@ -133,7 +135,7 @@ def test_reading_of_a_model_that_can_go_far() -> None:
         "0.80, 0.30 and 0.10), and those whose Jacobian is farthest from the identity, 0, 5 and 4 (distance 5.00, 0.90 "
         "and 0.70; the median layer's is 0.30). None of these would be merged at 5 layers. Layer 0 "
         "makes massive activations (a token grows 40 times as much in it as the median token), which later layers "
-        "depend on: flattengpt never merges it."
+        "depend on."
     )
 
 

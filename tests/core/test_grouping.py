@@ -1,6 +1,7 @@
 """The layer grouping against an example worked by hand and against its rule."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flattengpt_core.compress import least_departure
-from flattengpt_core.grouping import cheapest_partition, group_layers
-from flattengpt_core.similarity import Survey, layer_similarity
+from flattengpt_core.grouping import cheapest_partition, group_layers, merge_costs
+from flattengpt_core.similarity import layer_similarity
 
 
 def symmetric(rows: list[list[float]]) -> torch.Tensor:
@@ -91,20 +91,18 @@ def test_the_cheapest_partition_is_the_cheapest_of_all(num_layers: int, data: st
     assert total[tuple(cheapest_partition(costs, target, kinds))] == pytest.approx(min(total.values()))
 
 
-def test_departure_is_from_what_the_first_layer_reaches_to_what_the_last_does() -> None:
-    states = [torch.nn.functional.normalize(torch.randn(7, 4), dim=-1) for _ in range(4)]
-    costs = Survey(layer_similarity(states), torch.ones(3), None).departure
-    expected = 1 - sum(float(states[1][t] @ states[3][t]) for t in range(7)) / 7
-    assert costs[0, 2] == pytest.approx(expected, abs=1e-6)
-    assert costs.shape == (3, 3)
-    assert costs.diagonal().tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+def test_costs_add_up_divergences_and_scale_them_by_the_way() -> None:
+    outputs = symmetric([[1, 0.9, 0.7, 0.8], [0, 1, 0.6, 0.5], [0, 0, 1, 0.9], [0, 0, 0, 1]])
+    costs = merge_costs(outputs, torch.tensor([math.inf, 1.0, 2.0, 4.0]))
+    assert costs[0, 1] == pytest.approx(1)
+    assert costs[1, 2] == pytest.approx(2)
+    assert costs[0, 2] == pytest.approx((1 + 2) * 0.3 / (0.1 + 0.4))
+    assert costs[0, 3] == pytest.approx((1 + 2 + 4) * 0.2 / (0.1 + 0.4 + 0.1))
+    assert torch.equal(costs, costs.triu(1))
 
 
-def test_a_layer_that_makes_massive_activations_merges_with_none() -> None:
-    found = Survey(torch.ones(6, 6), torch.tensor([1.0, 2, 100, 1, 1]), None)
-    assert least_departure(found, 3) in ([(0, 1), (2,), (3, 4)],)
-    with pytest.raises(ValueError, match="neighbours"):
-        least_departure(found, 2)
+def test_layers_that_do_nothing_cost_nothing() -> None:
+    assert merge_costs(torch.ones(3, 3), torch.tensor([math.inf, 0.0, 0.0])).tolist() == [[0] * 3] * 3
 
 
 def test_similarity_is_the_mean_cosine() -> None:
