@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve check lint format benchmark tables lock clean
+.PHONY: help demo test serve check lint format benchmark quality tables lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -39,6 +39,9 @@ format: $(READY)  ## rewrite the code in the project's style
 
 benchmark: $(READY)  ## measure the main job's claims; DATA= names the folder of texts (see benchmarks/texts.py)
 	$(BIN)/python -m benchmarks.main_job --data "$(DATA)"
+
+quality: $(READY)  ## measure what each method keeps, cell by cell; hours, and goes on where it stopped; DATA= as above
+	$(BIN)/python -m benchmarks.quality --data "$(DATA)"
 
 tables: $(READY)  ## put the benchmarks' tables into the README
 	$(BIN)/python -m benchmarks.render
