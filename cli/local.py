@@ -22,6 +22,17 @@ CalibrationText = Annotated[
     str | None,
     typer.Option(help=f"{', '.join(TEXTS)}, a .txt or .jsonl file, or several joined by '+'.", show_default=WIKITEXT2),
 ]
+CalibrationWindows = Annotated[int, typer.Option(min=2, max=4096, help="Windows of text to calibrate on.")]
+CalibrationLength = Annotated[int, typer.Option(min=16, max=32768, help="Tokens a calibration window.")]
+WindowSeed = Annotated[int, typer.Option(min=0, help="Which windows are chosen.")]
+Reported = Annotated[
+    list[str] | None,
+    typer.Option(help="Name or file to report on; may be repeated.", show_default="the calibration's names"),
+]
+Window = Annotated[int, typer.Option(min=16, max=32768, help="Tokens a reported window.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many windows a text.", show_default="all")]
+Benchmark = Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit of a Hub model.")]
 _MODEL_HELP = f"{options.MODEL_HELP}, a checkpoint folder, a .gguf file"
 
 
@@ -51,7 +62,7 @@ def compress(
     ] = None,
     tasks: options.Tasks = None,
     task_items: options.TaskItems = None,
-    benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
+    benchmark: Benchmark = True,
     dtype: options.Dtype = None,
     revision: options.Revision = None,
     device: Device = "auto",
@@ -122,26 +133,21 @@ def compare(
     calibration: Annotated[
         str, typer.Option(help="A text or a mix 'a+b'; several joined by ',' are compared with each other.")
     ] = "wikitext2",
-    samples: Annotated[int, typer.Option(min=2, max=4096, help="Windows of text to calibrate on.")] = 128,
-    sequence_length: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a calibration window.")] = 2048,
-    seed: Annotated[int, typer.Option(min=0, help="Which windows are chosen.")] = 0,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(help="Name or file to report on; may be repeated.", show_default="the calibration's names"),
-    ] = None,
-    window: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a reported window.")] = 512,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many windows a text.", show_default="all")
-    ] = None,
+    samples: CalibrationWindows = 128,
+    sequence_length: CalibrationLength = 2048,
+    seed: WindowSeed = 0,
+    text: Reported = None,
+    window: Window = 512,
+    limit: Limit = None,
     tasks: options.Tasks = None,
     task_items: options.TaskItems = None,
-    benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
+    benchmark: Benchmark = True,
     benchmark_batch_size: options.BenchmarkBatch = Evaluation.benchmark_batch_size,
     benchmark_prompt_tokens: options.BenchmarkPrompt = Evaluation.benchmark_prompt_tokens,
     benchmark_new_tokens: options.BenchmarkNew = Evaluation.benchmark_new_tokens,
     benchmark_prefill_batch_size: options.BenchmarkPrefillBatch = Evaluation.benchmark_prefill_batch_size,
     benchmark_prefill_tokens: options.BenchmarkPrefill = Evaluation.benchmark_prefill_tokens,
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit of a Hub model.")] = "main",
+    revision: Revision = "main",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -196,21 +202,16 @@ def ladder(
     layers: Annotated[str, typer.Option(help="Numbers of layers to keep, joined by ',', e.g. 28,24,20.")],
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "flattengpt",
     calibration: Annotated[str, typer.Option(help="A text, or a mix 'a+b'.")] = WIKITEXT2,
-    samples: Annotated[int, typer.Option(min=2, max=4096, help="Windows of text to calibrate on.")] = 128,
-    sequence_length: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a calibration window.")] = 2048,
-    seed: Annotated[int, typer.Option(min=0, help="Which windows are chosen.")] = 0,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(help="Name or file to report on; may be repeated.", show_default="the calibration's names"),
-    ] = None,
-    window: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a reported window.")] = 512,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many windows a text.", show_default="all")
-    ] = None,
+    samples: CalibrationWindows = 128,
+    sequence_length: CalibrationLength = 2048,
+    seed: WindowSeed = 0,
+    text: Reported = None,
+    window: Window = 512,
+    limit: Limit = None,
     tasks: options.Tasks = None,
     task_items: options.TaskItems = None,
-    benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit of a Hub model.")] = "main",
+    benchmark: Benchmark = True,
+    revision: Revision = "main",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -260,13 +261,13 @@ def evaluate(
         int | None, typer.Option(min=1, help="At most so many windows a text and items a task.", show_default="all")
     ] = None,
     sequence_length: Annotated[int, typer.Option(min=16, max=32768, help="Tokens a window.")] = 512,
-    benchmark: Annotated[bool, typer.Option(help="Also measure tokens/s and latency.")] = True,
+    benchmark: Benchmark = True,
     benchmark_batch_size: options.BenchmarkBatch = Evaluation.benchmark_batch_size,
     benchmark_prompt_tokens: options.BenchmarkPrompt = Evaluation.benchmark_prompt_tokens,
     benchmark_new_tokens: options.BenchmarkNew = Evaluation.benchmark_new_tokens,
     benchmark_prefill_batch_size: options.BenchmarkPrefillBatch = Evaluation.benchmark_prefill_batch_size,
     benchmark_prefill_tokens: options.BenchmarkPrefill = Evaluation.benchmark_prefill_tokens,
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit of a Hub model.")] = "main",
+    revision: Revision = "main",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
