@@ -15,6 +15,11 @@ from tests.servers import postgres_server, postgres_url, redis_server, redis_url
 __all__ = ["postgres_server", "postgres_url", "redis_server", "redis_url"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole journeys first: the longest files must not be what the last process ends with alone."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database; every test that uses it runs on both kinds."""

@@ -27,6 +27,7 @@ METRICS: dict[str, Any] = {
     "compress_seconds": 1.5,
     "peak_memory_bytes": 10,
     "groups": [[0, 1], [2], [3], [4, 5]],
+    "recovery": None,
 }
 
 
