@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from flattengpt_core.errors import CalibrationNotFound
-from flattengpt_core.options import Evaluation
+from flattengpt_core.options import Calibration, Evaluation
 from flattengpt_core.texts import load_text
 
 FOLDS = 2
@@ -62,29 +62,31 @@ def subsample(folds: Sequence[Tensor], tokens: int) -> Tensor:
 
 
 class TextWindows:
-    """The calibration parts of the texts in `dataset` ('a' or 'a+b'), in shuffled windows of `length` tokens.
+    """The calibration parts of the texts that `calibration` names, in shuffled windows of its length.
 
     Raises:
         CalibrationNotFound: a text is missing.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, dataset: str, *, length: int, seed: int) -> None:
-        self._length = length
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, calibration: Calibration) -> None:
+        self._calibration = calibration
+        self._generator = torch.Generator().manual_seed(calibration.seed)
         self._windows = {
-            name: self._shuffled(cut_windows(token_ids(tokenizer, load_text(name, "calibration")), length))
-            for name in dataset.split("+")
+            name: self._shuffled(
+                cut_windows(token_ids(tokenizer, load_text(name, "calibration")), calibration.sequence_length)
+            )
+            for name in calibration.dataset.split("+")
         }
 
-    def folds(self, samples: int) -> list[Tensor]:
-        """`samples` distinct windows, shared evenly among the texts, in FOLDS disjoint sets that each hold them all.
+    def folds(self) -> list[Tensor]:
+        """The samples, distinct and shared evenly among the texts, in FOLDS disjoint sets that each hold them all.
 
         Raises:
             CalibrationNotFound: a text is too short for its share.
         """
         chosen = []
         for index, (name, windows) in enumerate(self._windows.items()):
-            share = self._share(samples, index)
+            share = self._share(index)
             if len(windows) < share:
                 raise CalibrationNotFound(
                     f"The text {name!r} has {len(windows)} windows of that length, but {share} are asked for: use "
@@ -94,16 +96,16 @@ class TextWindows:
             chosen.append(windows[:share])
         return deal(chosen)
 
-    def held_out(self, samples: int, tokens: int) -> dict[str, Tensor]:
-        """By text, windows (n, length) that `folds(samples)` does not hold, about so many tokens in all.
+    def held_out(self, tokens: int) -> dict[str, Tensor]:
+        """By text, windows (n, length) that the folds do not hold, about so many tokens in all.
 
         Raises:
             CalibrationNotFound: a text has no window left.
         """
-        count = max(1, tokens // self._length // len(self._windows))
+        count = max(1, tokens // self._calibration.sequence_length // len(self._windows))
         left = {}
         for index, (name, windows) in enumerate(self._windows.items()):
-            left[name] = windows[self._share(samples, index) :][:count]
+            left[name] = windows[self._share(index) :][:count]
             if not len(left[name]):
                 raise CalibrationNotFound(
                     f"The text {name!r} has no window left to judge the quality on: use fewer samples, a shorter "
@@ -112,14 +114,15 @@ class TextWindows:
                 )
         return left
 
-    def _share(self, samples: int, index: int) -> int:
-        """How many windows the text at `index` gives to `samples`."""
-        share = samples // len(self._windows) + (index < samples % len(self._windows))
-        return max(FOLDS, share)  # each fold needs a window
-
     def all(self) -> Tensor:
         """Every window of every text, shuffled, (n, length) int64."""
         return self._shuffled(torch.cat(list(self._windows.values())))
+
+    def _share(self, index: int) -> int:
+        """How many windows the text at `index` gives to the samples; each fold needs one."""
+        samples = self._calibration.samples
+        share = samples // len(self._windows) + (index < samples % len(self._windows))
+        return max(FOLDS, share)
 
     def _shuffled(self, windows: Tensor) -> Tensor:
         return windows[torch.randperm(len(windows), generator=self._generator)]

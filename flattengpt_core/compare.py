@@ -178,7 +178,7 @@ class _Table:
         """The row, and the dense model's speed beside it."""
         shutil.rmtree(cell.out, ignore_errors=True)  # of a run that was killed
         if cell.method == UNPRUNED:
-            folds = _folds(self._source, cell.calibration)
+            folds = TextWindows(self._source.tokenizer(), cell.calibration).folds()
             groups = groups_to_merge(self._source, folds, layers=cell.layers, device=self._device)
             model, cost, folder = unpruned_model(self._source, groups, device=self._device), None, None
         else:
@@ -252,7 +252,7 @@ def _die_with_parent() -> None:
 def _compress(cell: Cell) -> Cost:
     source, device = Checkpoint(cell.source), pick_device(cell.device)
     torch.manual_seed(cell.calibration.seed)
-    folds = _folds(source, cell.calibration)
+    folds = TextWindows(source.tokenizer(), cell.calibration).folds()
     scratch = cell.out.with_name(cell.out.name + ".work")
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     started = time.perf_counter()
@@ -263,11 +263,6 @@ def _compress(cell: Cell) -> Cost:
     writer.assemble(cell.out)
     shutil.rmtree(scratch)
     return Cost(seconds, peak)
-
-
-def _folds(source: Checkpoint, calibration: Calibration) -> list[Tensor]:
-    length, seed = calibration.sequence_length, calibration.seed
-    return TextWindows(source.tokenizer(), calibration.dataset, length=length, seed=seed).folds(calibration.samples)
 
 
 def _folder(method: str, calibration: Calibration, calibrations: Sequence[Calibration]) -> str:

@@ -65,8 +65,7 @@ def ladder(
         tasks = load_tasks(evaluation.tasks)
 
         progress.stage("calibrating")
-        text = TextWindows(tokenizer, calibration.dataset, length=calibration.sequence_length, seed=calibration.seed)
-        folds = text.folds(calibration.samples)
+        folds = TextWindows(tokenizer, calibration).folds()
 
         progress.stage("compressing")
         started = time.perf_counter()

@@ -91,8 +91,8 @@ def compress(
         tasks = load_tasks(evaluation.tasks)
 
         progress.stage("calibrating")
-        text = TextWindows(tokenizer, calibration.dataset, length=calibration.sequence_length, seed=calibration.seed)
-        folds = text.folds(calibration.samples)
+        text = TextWindows(tokenizer, calibration)
+        folds = text.folds()
 
         windows = text.all()
         asked = {
@@ -109,7 +109,7 @@ def compress(
             started = time.perf_counter()
             compress_to = partial(_compress_to, source, folds, aside, method, DTYPES.get(dtype), where)
             if isinstance(goal, Budget):
-                held_out, trials = text.held_out(calibration.samples, BUDGET_TOKENS), aside / "trials"
+                held_out, trials = text.held_out(BUDGET_TOKENS), aside / "trials"
                 done = fewest_within(
                     goal, source, held_out, compress_to, state.compressed, trials, progress, device=where
                 )
@@ -212,11 +212,9 @@ def diagnose(
         where = pick_device(device)
         progress.stage("loading")
         source = Checkpoint(checkpoint_folder(model, aside / "source"))
-        tokenizer = source.tokenizer()
 
         progress.stage("calibrating")
-        text = TextWindows(tokenizer, calibration.dataset, length=calibration.sequence_length, seed=calibration.seed)
-        folds = text.folds(calibration.samples)
+        folds = TextWindows(source.tokenizer(), calibration).folds()
 
         progress.stage("diagnosing")
         found = diagnostics.diagnose(source, folds, progress, seed=calibration.seed, device=where)

@@ -8,6 +8,7 @@ import torch
 
 from flattengpt_core.calibration import TextWindows, cut_windows, deal, subsample
 from flattengpt_core.errors import CalibrationNotFound
+from flattengpt_core.options import Calibration
 from flattengpt_core.texts import Part, join_rows, load_text
 from tests.tiny_models import byte_tokenizer
 
@@ -39,8 +40,12 @@ def test_the_parts_of_a_named_text_never_overlap() -> None:
         assert one & other == set()
 
 
+def windows(dataset: str, *, samples: int, seed: int = 0) -> TextWindows:
+    return TextWindows(byte_tokenizer(), Calibration(dataset, samples, sequence_length=32, seed=seed))
+
+
 def test_folds_share_the_texts_evenly_and_no_window(texts: tuple[str, str]) -> None:
-    folds = TextWindows(byte_tokenizer(), "+".join(texts), length=32, seed=0).folds(20)
+    folds = windows("+".join(texts), samples=20).folds()
     assert [len(fold) for fold in folds] == [10, 10]
     assert len(distinct(torch.cat(folds))) == 20
     capitals = [sum(any(65 <= byte <= 90 for byte in bytes_of(window)) for window in fold) for fold in folds]
@@ -52,7 +57,7 @@ def bytes_of(window: torch.Tensor) -> bytes:
 
 
 def test_the_seed_chooses_the_windows(texts: tuple[str, str]) -> None:
-    chosen = [torch.cat(TextWindows(byte_tokenizer(), texts[0], length=32, seed=seed).folds(8)) for seed in (0, 0, 1)]
+    chosen = [torch.cat(windows(texts[0], samples=8, seed=seed).folds()) for seed in (0, 0, 1)]
     assert torch.equal(chosen[0], chosen[1])
     assert distinct(chosen[0]) != distinct(chosen[2])
 
@@ -64,7 +69,7 @@ def test_deal_gives_each_set_a_part_of_each_text() -> None:
 
 def test_too_many_samples_are_refused_with_what_there_is(texts: tuple[str, str]) -> None:
     with pytest.raises(CalibrationNotFound, match="windows of that length, but 5000 are asked for") as refused:
-        TextWindows(byte_tokenizer(), texts[0], length=32, seed=0).folds(5000)
+        windows(texts[0], samples=5000).folds()
     assert refused.value.field == "calibration.samples"
 
 
