@@ -171,7 +171,7 @@ def _reached(
 
 
 MERGING: dict[str, tuple[Grouping, Pruner]] = {
-    "flattengpt": (least_loss, Pruner(missed_heads, missed_channels, regressed, one_by_one)),
+    "flattengpt": (least_loss, Pruner(missed_heads, missed_channels, regressed, one_by_one, alternations=1)),
     "flattengpt-paper": (most_alike, Pruner(published_heads, published_channels, as_folded, all_at_once)),
 }
 COMPRESSORS: dict[str, Compressor] = {

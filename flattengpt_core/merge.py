@@ -7,6 +7,7 @@ layer; so each merged layer also repairs the error of those before it. Knows not
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,21 +17,22 @@ from flattengpt_core.decoder import Decoder, DecoderLayer, without_outputs
 from flattengpt_core.families import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
 from flattengpt_core.flatten import flatten
 from flattengpt_core.grouping import Group
+from flattengpt_core.inner import refit_inner
 from flattengpt_core.models import Checkpoint
 from flattengpt_core.prune import Choice, Pruner, WideOutput, rows_of
 from flattengpt_core.regression import Moments
 
 
 @dataclass(frozen=True)
-class NarrowOutput:
-    """A pruned output projection.
+class NarrowSublayer:
+    """A pruned attention or MLP.
 
-    units: what stays, indices into the flattened layer, ascending. weight: (kept rows, d) float64. ridge: that of its
-    fit. error: ‖target − output‖² / ‖target‖² over the calibration tokens.
+    units: what stays, indices into the flattened layer, ascending. weights: its tensors under a layer's names, float32.
+    ridge: that of its output's fit. error: ‖target − output‖² / ‖target‖² over the calibration tokens.
     """
 
     units: Tensor
-    weight: Tensor
+    weights: dict[str, Tensor]
     ridge: float
     error: float
 
@@ -66,12 +68,12 @@ class GroupMerge:
                 attention outputs, which it should hold between the sublayers. target: the dense one after the group.
                 All (windows, length, width).
         """
-        heads = self._prune(self._attention, pruner.heads, pruner, stream, between)
-        narrow = self.wide | self._with_heads(heads.units) | {f"{OUTPUT}.weight": _as_parameter(heads.weight)}
+        heads = self._narrow(self._attention, pruner.heads, pruner, stream, between)
+        narrow = self.wide | heads.weights
         residual = self._added(self.decoder.attend, narrow, stream)
 
-        channels = self._prune(self._mlp, pruner.channels, pruner, residual, target)
-        narrow |= self._with_channels(channels.units) | {f"{DOWN}.weight": _as_parameter(channels.weight)}
+        channels = self._narrow(self._mlp, pruner.channels, pruner, residual, target)
+        narrow |= channels.weights
         record = MergedGroup(
             members=self.group,
             kv_groups=heads.units.tolist(),
@@ -83,36 +85,57 @@ class GroupMerge:
         )
         return Merged(record, narrow, self._added(self.decoder.transform, narrow, residual))
 
-    def _prune(
+    def _narrow(
         self, sublayer: "_Sublayer", choose: Choice, pruner: Pruner, stream: Tensor, target: Tensor
-    ) -> NarrowOutput:
-        """Let the members' units compete for the sublayer's places, and fit the output of those that stay."""
+    ) -> NarrowSublayer:
+        """Let the members' units compete for the sublayer's places, and fit those that stay."""
+        units, folded, folds = self._chosen(sublayer, choose, pruner, stream, target)
+        weights = sublayer.narrowed(units)
+        fit = pruner.refit(folds, folded)
+        for _ in range(pruner.alternations):
+            weights[f"{sublayer.output}.weight"] = _as_parameter(fit.weight)
+            weights[f"{sublayer.inner}.weight"] = self._inner(sublayer, weights, stream, target)
+            folds = self._moments(sublayer, weights, stream, target)
+            fit = pruner.refit(folds, folded)
+        weights[f"{sublayer.output}.weight"] = _as_parameter(fit.weight)
+        error = sum(fold.error(fit.weight).item() for fold in folds) / sum(fold.energy.item() for fold in folds)
+        return NarrowSublayer(units, weights, fit.ridge, error)
+
+    def _chosen(
+        self, sublayer: "_Sublayer", choose: Choice, pruner: Pruner, stream: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor, list[Moments]]:
+        """The units that stay, their output rows with what is lost folded in, and the moments of their features."""
         output = self.wide[f"{sublayer.output}.weight"].T.double()
         owned = len(output) // sublayer.unit // len(self.group)
         units = torch.empty(0, dtype=torch.long, device=output.device)
-        weight = output[:0]
+        weight, folds = output[:0], []
         for members in pruner.rounds(len(self.group)):
             entering = torch.arange(members.start * owned, members.stop * owned, device=output.device)
             candidates = torch.cat([units, entering])
             weight = torch.cat([weight, output[rows_of(entering, sublayer.unit)]])
-            folds = self._moments(sublayer, candidates, stream, target)
+            folds = self._moments(sublayer, sublayer.narrowed(candidates), stream, target)
             kept = choose(WideOutput(folds, weight, sublayer.unit, sublayer.keep))
             units, weight = candidates[kept.units], kept.folded
-        folds = [fold.restricted(kept.rows) for fold in folds]
-        fit = pruner.refit(folds, weight)
-        error = sum(fold.error(fit.weight).item() for fold in folds) / sum(fold.energy.item() for fold in folds)
-        return NarrowOutput(units, fit.weight, fit.ridge, error)
+            folds = [fold.restricted(kept.rows) for fold in folds]
+        return units, weight, folds
+
+    def _inner(self, sublayer: "_Sublayer", weights: dict[str, Tensor], stream: Tensor, target: Tensor) -> Tensor:
+        """The sublayer's inner projection, fitted anew with all else as it is in `weights`."""
+        layer = self.decoder.layer(self.wide | weights, self.group[0])
+        inner, output = (layer.get_submodule(name) for name in (sublayer.inner, sublayer.output))
+        parts = [(stream[chunk], target[chunk] - stream[chunk]) for chunk in self.decoder.chunks(stream)]
+        return refit_inner(partial(sublayer.run, layer), inner, output, parts)
 
     @property
     def _attention(self) -> "_Sublayer":
         """A key/value group owns its query heads' rows of o_proj's input, which stand side by side."""
         heads, kv_groups = self.config.num_attention_heads, self.config.num_key_value_heads
         unit = heads // kv_groups * self.decoder.head_dim
-        return _Sublayer(OUTPUT, unit, kv_groups, self._with_heads, self.decoder.attend)
+        return _Sublayer(VALUE, OUTPUT, unit, kv_groups, self._with_heads, self.decoder.attend)
 
     @property
     def _mlp(self) -> "_Sublayer":
-        return _Sublayer(DOWN, 1, self.config.intermediate_size, self._with_channels, self.decoder.transform)
+        return _Sublayer(UP, DOWN, 1, self.config.intermediate_size, self._with_channels, self.decoder.transform)
 
     def _added(
         self, run: Callable[[DecoderLayer, Tensor], Tensor], weights: dict[str, Tensor], stream: Tensor
@@ -124,13 +147,16 @@ class GroupMerge:
             after[chunk] = stream[chunk] + run(layer, stream[chunk])
         return after
 
-    def _moments(self, sublayer: "_Sublayer", units: Tensor, stream: Tensor, target: Tensor) -> list[Moments]:
-        """Per fold, the moments of the units' features on `stream` against what it lacks to `target`."""
-        layer = without_outputs(self.decoder.layer(self.wide | sublayer.narrowed(units), self.group[0]))
+    def _moments(
+        self, sublayer: "_Sublayer", weights: dict[str, Tensor], stream: Tensor, target: Tensor
+    ) -> list[Moments]:
+        """Per fold, the moments of the sublayer's features on `stream` against what it lacks to `target`."""
+        features_count = weights[f"{sublayer.output}.weight"].shape[1]
+        layer = without_outputs(self.decoder.layer(self.wide | weights, self.group[0]))
         bias = self.wide.get(f"{sublayer.output}.bias")
         moments = []
         for fold in self.folds:
-            total = Moments.zeros(len(units) * sublayer.unit, stream.shape[-1], stream.device)
+            total = Moments.zeros(features_count, stream.shape[-1], stream.device)
             for chunk in self.decoder.chunks(stream[fold]):
                 part, missing = stream[fold][chunk], target[fold][chunk] - stream[fold][chunk]
                 if bias is not None:
@@ -164,10 +190,12 @@ class GroupMerge:
 class _Sublayer:
     """Attention or the MLP of a flattened layer.
 
-    output: the projection that sums the features. unit: features that stay or go together. keep: units of a stock
-    layer. narrowed: the weights of some units alone. run: a layer's output for a stream.
+    inner: the projection that the features are linear in. output: the one that sums them. unit: features that stay or
+    go together. keep: units of a stock layer. narrowed: the weights of some units alone. run: a layer's output for a
+    stream.
     """
 
+    inner: str
     output: str
     unit: int
     keep: int

@@ -75,12 +75,14 @@ class Pruner:
 
     heads, channels: which stay. refit: what becomes of the output weights of those. rounds: from the number of a
     group's members to the order in which they enter the choice; what stays of one round competes in the next.
+    alternations: how often v_proj and up_proj, and after each the output weights, are then fitted anew (see `inner`).
     """
 
     heads: Choice
     channels: Choice
     refit: Refit
     rounds: Callable[[int], list[range]]
+    alternations: int = 0
 
 
 def all_at_once(members: int) -> list[range]:

@@ -43,7 +43,7 @@ class Size:
         return tuple(group for group in self.groups if group[-1] <= layer)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: `inner` takes derivatives of its tensors
 def walk(
     source: Checkpoint,
     sizes: Sequence[Size],

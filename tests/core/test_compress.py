@@ -112,9 +112,12 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
 
 
-def test_whole_key_value_groups_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "kept"), [("flattengpt", {"q_proj": 2, "k_proj": 1}), ("flattengpt-paper", {"v_proj": 1, "k_proj": 1})]
+)
+def test_whole_key_value_groups_are_kept(tmp_path: Path, method: str, kept: dict[str, int]) -> None:
     """Each kept query head stands beside the key/value head it belonged to, in Hugging Face's order."""
-    out, done = compress(tiny_checkpoint(tmp_path / "dense", "qwen2"), tmp_path)
+    out, done = compress(tiny_checkpoint(tmp_path / "dense", "qwen2"), tmp_path, method=method)
     source, result, head_dim = Checkpoint(tmp_path / "dense"), Checkpoint(out), 8
     for merged in done.merged:
         position = done.groups.index(merged.members)
@@ -122,7 +125,7 @@ def test_whole_key_value_groups_are_kept(tmp_path: Path) -> None:
         members = [source.layer(index) for index in merged.members]
         for place, unit in enumerate(merged.kv_groups):
             member, group = members[unit // 2], unit % 2
-            for projection, heads in (("q_proj", 2), ("k_proj", 1), ("v_proj", 1)):
+            for projection, heads in kept.items():
                 here = slice(place * heads * head_dim, (place + 1) * heads * head_dim)
                 there = slice(group * heads * head_dim, (group + 1) * heads * head_dim)
                 name = f"self_attn.{projection}"
