@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-STEPS = 8
+STEPS = 6
+"""With 25k tokens the error on other tokens fell from 0.395 to 0.383, 0.382 and 0.380 in 4, 6 and 8 steps, each a
+thirtieth of a forward pass through the model."""
+
 DAMPING = 1.0
 """How strongly the weight is drawn to what it was, in units of the curvature that `Curvature` estimates. With 25k
 tokens, of 0.1, 0.3, 1 and 3 this left the least error on other tokens (0.395 before, 0.380 after 8 steps)."""
