@@ -48,10 +48,10 @@ TASKS = ("piqa", "winogrande", "hellaswag_val_first1000", "arc_easy_test", "arc_
 TASK_ITEMS = 300
 PEERS = ("shortgpt", "sleb", "laco", "replaceme", "come", "fcm")
 RECOVERED = "flattengpt + distill"
-RECOVERY = Recovery(method="distill", steps=700, learning_rate=5e-4, rank=32, train="lora", batch_tokens=1024)
+RECOVERY = Recovery(method="distill", steps=700, learning_rate=5e-4, rank=32, batch_tokens=1024, precision="bfloat16")
 RECOVERY_SHARES = {"wikitext2": 800, "alpaca": 1200}
 SHARED_SOURCES = ("calibration", "decoder", "language_head", "regression", "similarity")
-MERGING_SOURCES = ("divergence", "flatten", "grouping", "merge", "prune", "walk")
+MERGING_SOURCES = ("divergence", "flatten", "grouping", "inner", "merge", "prune", "walk")
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent
 
@@ -157,13 +157,15 @@ class Bench:
 
     def _compressed(self, method: str, layers: int, folds: Sequence[Tensor]) -> tuple[Path, Compressed, float]:
         folder = self.work / f"{method}-{layers}"
-        shutil.rmtree(folder, ignore_errors=True)
+        parts = self.work / f"{method}-{layers}.parts"
+        for old in (folder, parts):
+            shutil.rmtree(old, ignore_errors=True)
         started = time.perf_counter()
-        writer = CheckpointWriter(self.source, self.work / f"{method}-{layers}.parts")
+        writer = CheckpointWriter(self.source, parts)
         done = compress_layers(self.source, folds, writer, Silent(), layers=layers, method=method, device=CPU)
         seconds = time.perf_counter() - started
         writer.assemble(folder)
-        shutil.rmtree(self.work / f"{method}-{layers}.parts")
+        shutil.rmtree(parts)
         return folder, done, seconds
 
     def _recovered(self, folder: Path, done: Compressed) -> Path:

@@ -1,6 +1,8 @@
 """What a compression method did to the layers, as plain values for the record."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flattengpt_core.grouping import Group
 
@@ -19,6 +21,11 @@ class MergedGroup:
     mlp_ridge: float
     attention_error: float
     mlp_error: float
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "MergedGroup":
+        """The group whose fields JSON has kept."""
+        return cls(**{**entry, "members": tuple(entry["members"])})
 
 
 @dataclass(frozen=True)

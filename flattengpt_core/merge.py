@@ -37,16 +37,6 @@ class NarrowSublayer:
     error: float
 
 
-@dataclass(frozen=True)
-class Merged:
-    """A group's new layer: its record, its weights (float32), and the residual stream (windows, length, width) after
-    it."""
-
-    record: MergedGroup
-    weights: dict[str, Tensor]
-    stream: Tensor
-
-
 class GroupMerge:
     """One group's way: flattened layer, heads, narrow attention, channels, narrow layer.
 
@@ -60,17 +50,22 @@ class GroupMerge:
         self.wide = {name: tensor.to(decoder.device) for name, tensor in flatten(members).items()}
         self.config = source.config
 
-    def merge(self, pruner: Pruner, stream: Tensor, between: Tensor, target: Tensor) -> Merged:
+    def merge(
+        self, pruner: Pruner, stream: Tensor, between: Tensor, target: Tensor
+    ) -> tuple[MergedGroup, dict[str, Tensor]]:
         """Prune the group's layer so that it carries the compressed stream to the dense one.
 
         Args:
             stream: the compressed residual stream that enters. between: the dense one that enters plus the members'
                 attention outputs, which it should hold between the sublayers. target: the dense one after the group.
                 All (windows, length, width).
+
+        Returns:
+            The group's record, and its layer's weights, float32.
         """
         heads = self._narrow(self._attention, pruner.heads, pruner, stream, between)
         narrow = self.wide | heads.weights
-        residual = self._added(self.decoder.attend, narrow, stream)
+        residual = self._attended(narrow, stream)
 
         channels = self._narrow(self._mlp, pruner.channels, pruner, residual, target)
         narrow |= channels.weights
@@ -83,7 +78,7 @@ class GroupMerge:
             attention_error=heads.error,
             mlp_error=channels.error,
         )
-        return Merged(record, narrow, self._added(self.decoder.transform, narrow, residual))
+        return record, narrow
 
     def _narrow(
         self, sublayer: "_Sublayer", choose: Choice, pruner: Pruner, stream: Tensor, target: Tensor
@@ -137,14 +132,12 @@ class GroupMerge:
     def _mlp(self) -> "_Sublayer":
         return _Sublayer(UP, DOWN, 1, self.config.intermediate_size, self._with_channels, self.decoder.transform)
 
-    def _added(
-        self, run: Callable[[DecoderLayer, Tensor], Tensor], weights: dict[str, Tensor], stream: Tensor
-    ) -> Tensor:
-        """The residual stream with one sublayer's output added."""
+    def _attended(self, weights: dict[str, Tensor], stream: Tensor) -> Tensor:
+        """The residual stream with the attention's output added."""
         layer = self.decoder.layer(weights, self.group[0])
         after = torch.empty_like(stream)
         for chunk in self.decoder.chunks(stream):
-            after[chunk] = stream[chunk] + run(layer, stream[chunk])
+            after[chunk] = stream[chunk] + self.decoder.attend(layer, stream[chunk])
         return after
 
     def _moments(

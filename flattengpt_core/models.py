@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -125,7 +125,8 @@ class CheckpointWriter:
     """Collects finished layers on disk and assembles them into a stock checkpoint with fewer layers.
 
     Each layer goes to a file of its own at once, so memory never holds more than one; `assemble` packs the files
-    into shards. `folder` is the caller's scratch space and must not be the final place.
+    into shards. `folder` is the caller's scratch space and must not be the final place. If it holds layers of an
+    interrupted run of the same request, they are found again.
     """
 
     def __init__(self, source: Checkpoint, folder: Path) -> None:
@@ -134,17 +135,37 @@ class CheckpointWriter:
         self._layers.mkdir(parents=True, exist_ok=True)
         self._kinds: list[int] = []
 
-    def add_layer(self, weights: Mapping[str, Tensor], *, first_member: int) -> None:
-        """Append a layer; `first_member` is the source layer whose entry in per-layer config lists it takes.
+    def add_layer(
+        self, weights: Mapping[str, Tensor], *, first_member: int, record: Mapping[str, str] | None = None
+    ) -> None:
+        """Append a layer, durably; `first_member` is the source layer whose entry in per-layer config lists it takes.
 
         Tensors are stored in the dtype of the source's tensor of the same name.
+
+        Args:
+            record: what tells the layer from others, kept beside it.
         """
+        file = self._layer_file(len(self._kinds))
+        self._kinds.append(first_member)
+        if record is not None and _record(file) == record:
+            return
         stored = {
             name: tensor.detach().to("cpu", self._source.tensor(_member_name(first_member, name)).dtype).contiguous()
             for name, tensor in weights.items()
         }
-        save_file(stored, self._layer_file(len(self._kinds)))
-        self._kinds.append(first_member)
+        aside = file.with_suffix(".partial")
+        save_file(stored, aside, metadata=dict(record or {}))
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(aside, file)
+
+    def record(self, position: int) -> dict[str, str]:
+        """The record of the layer that an interrupted run has finished at this place; empty if there is none."""
+        return _record(self._layer_file(position))
+
+    def layer(self, position: int) -> dict[str, Tensor]:
+        """The finished layer at this place, as stored."""
+        return load_file(self._layer_file(position))
 
     def assemble(self, out: Path, *, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES) -> None:
         """Write the checkpoint to the new folder `out`: config, shards, tokenizer and what else came with it.
@@ -206,6 +227,14 @@ def replace_weights(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> None
         aside = file.with_name(file.name + ".partial")
         save_file(replaced, aside, metadata={"format": "pt"})
         os.replace(aside, file)
+
+
+def _record(file: Path) -> dict[str, str]:
+    """The metadata of a layer's file; empty if there is none, or no file."""
+    if not file.exists():
+        return {}
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.metadata() or {}
 
 
 def _member_name(layer: int, name: str) -> str:

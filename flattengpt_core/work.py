@@ -39,7 +39,7 @@ class WorkFolder:
             shutil.rmtree(self.compressed, ignore_errors=True)
             return None
         record = json.loads(self._record.read_text(encoding="utf-8"))
-        merged = [MergedGroup(**entry | {"members": tuple(entry["members"])}) for entry in record["merged"]]
+        merged = [MergedGroup.from_json(entry) for entry in record["merged"]]
         return Compressed([tuple(group) for group in record["groups"]], merged), record["compress_seconds"]
 
     def finish_layers(self, done: Compressed, seconds: float) -> None:

@@ -57,6 +57,10 @@ class RecoverySpec(_Part):
     )
     warmup: float = Field(default=0.05, ge=0, le=1, description="Share of the steps in which the learning rate rises.")
     schedule: Literal["linear", "cosine"] = Field(default="linear", description="How it falls after that.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="What matrix products are computed in; weights, losses and the optimiser stay in float32.",
+    )
     temperature: float = Field(default=1.0, ge=0.1, le=20, description="`distill`: of both models' distributions.")
     hidden_weight: float = Field(
         default=1.0, ge=0, le=1000, description="`distill`: weight of the hidden states' relative error."

@@ -39,7 +39,13 @@ def tiny_config(family: str, *, grouped: bool = True, **overrides: Any) -> PreTr
 
 
 def tiny_checkpoint(
-    folder: Path, family: str = "llama", *, seed: int = 0, grouped: bool = True, **overrides: Any
+    folder: Path,
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    grouped: bool = True,
+    stored: torch.dtype = torch.float32,
+    **overrides: Any,
 ) -> Path:
     """Save a random model with a byte tokenizer; norm gains and biases are random too, so that folding shows."""
     torch.manual_seed(seed)
@@ -53,7 +59,7 @@ def tiny_checkpoint(
                 parameter.uniform_(-0.1, 0.1)
             else:
                 parameter.normal_(std=0.15)
-    model.save_pretrained(folder)
+    model.to(stored).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 

@@ -74,6 +74,7 @@ def arguments(options: Recovery, batch: Batches, checkpoints: Path, *, seed: int
         logging_steps=told,
         logging_nan_inf_filter=False,
         save_steps=told * max(1, round(batch.steps / CHECKPOINTS / told)),
+        bf16=options.precision == "bfloat16",
         save_total_limit=2,  # the newest may not be whole yet
         report_to="none",
         disable_tqdm=True,
@@ -121,7 +122,8 @@ class Training(Trainer):
     ) -> Tensor:
         """The objective a token, over all tokens of the batch that count; the devices' gradients are averaged."""
         tokens = torch.as_tensor(num_items_in_batch, device=inputs["labels"].device).clamp_min(1)
-        return self._objective(model, inputs) * self.accelerator.num_processes / tokens
+        with self.accelerator.autocast():  # for the teacher, too, which the trainer does not know
+            return self._objective(model, inputs) * self.accelerator.num_processes / tokens
 
     def held_out_loss(self) -> float:
         """The mean loss in nats a held-out token; each process goes through all of them, as a sharded model needs."""

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from flattengpt_core.compress import COMPRESSORS, compress_layers
+from flattengpt_core.compress import COMPRESSORS, MERGING, compress_layers
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidTarget
 from flattengpt_core.grouping import Group
@@ -207,6 +208,58 @@ def test_several_sizes_of_one_walk_are_those_of_a_walk_each(tmp_path: Path) -> N
         for kept in (size, alone):
             kept.writer.assemble(tmp_path / f"{i}" / ("together" if kept is size else "alone"))
         assert digests(tmp_path / f"{i}" / "together") == digests(tmp_path / f"{i}" / "alone")
+
+
+class StopAfter(Silent):
+    """Stops a walk once so many layers are done; keeps what was merged."""
+
+    def __init__(self, layers: int | None = None) -> None:
+        self._layers, self.merged = layers, list[list[int]]()
+
+    def step(self, done: int, total: int) -> None:
+        if done == self._layers:
+            raise KeyboardInterrupt
+
+    def event(self, kind: str, **data: Any) -> None:
+        self.merged.append(data["layers"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("stop", "left"), [(1, [[1, 2], [4, 5]]), (3, [[4, 5]]), (4, [[4, 5]]), (6, [])])
+def test_an_interrupted_walk_goes_on_after_the_last_group_to_the_same_bytes(
+    tmp_path: Path, dtype: str, stop: int, left: list[list[int]]
+) -> None:
+    """Also where layers are stored rounded: the groups after them are fitted on what was stored."""
+    source = Checkpoint(tiny_checkpoint(tmp_path / "dense", stored=getattr(torch, dtype)))
+    pruner = MERGING["flattengpt"][1]
+    groups: list[Group] = [(0,), (1, 2), (3,), (4, 5)]
+
+    def attempt(name: str, progress: StopAfter) -> Size:
+        size = Size(groups, CheckpointWriter(source, tmp_path / name))
+        walk(source, [size], calibration(), pruner, progress, device=CPU)
+        size.writer.assemble(tmp_path / f"{name}.out")
+        return size
+
+    undisturbed = attempt("undisturbed", StopAfter())
+    with pytest.raises(KeyboardInterrupt):
+        attempt("interrupted", StopAfter(stop))
+    second = StopAfter()
+    resumed = attempt("interrupted", second)
+    assert second.merged == left
+    assert resumed.merged == undisturbed.merged
+    assert digests(tmp_path / "interrupted.out") == digests(tmp_path / "undisturbed.out")
+
+
+def test_a_layer_that_is_half_written_or_of_other_groups_is_made_anew(tmp_path: Path) -> None:
+    source = Checkpoint(tiny_checkpoint(tmp_path / "dense"))
+    pruner = MERGING["flattengpt"][1]
+    for groups in ([(0, 1), (2,), (3,), (4,), (5,)], [(0, 1, 2), (3,), (4,), (5,)]):
+        told = StopAfter()
+        (tmp_path / "work" / "layers").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "work" / "layers" / "00000.partial").write_bytes(b"half")
+        size = Size(groups, CheckpointWriter(source, tmp_path / "work"))
+        walk(source, [size], calibration(), pruner, told, device=CPU)
+        assert told.merged == [list(groups[0])]
 
 
 def test_members_that_enter_one_by_one_keep_what_all_at_once_would_where_scores_stand_alone(tmp_path: Path) -> None:

@@ -231,6 +231,19 @@ def test_batches_share_the_tokens_among_devices() -> None:
     assert dataclasses.astuple(batches(options, examples=99, length=32768, devices=8)) == (1, 1, 7)
 
 
+@METHODS
+def test_bfloat16_products_train_float32_weights_to_about_the_same(tmp_path: Path, options: Recovery) -> None:
+    plain, rounded = Recorder(), Recorder()
+    exact = recover(prepared(tmp_path, options, name="float32"), plain)
+    folder = prepared(tmp_path, dataclasses.replace(options, precision="bfloat16"), name="bfloat16")
+    found = recover(folder, rounded)
+    assert found.loss_before == pytest.approx(exact.loss_before, rel=1e-2)
+    assert found.loss_after != exact.loss_after
+    assert found.loss_after == pytest.approx(exact.loss_after, rel=0.05)
+    assert rounded.losses() == pytest.approx(plain.losses(), rel=0.05)
+    assert {tensor.dtype for tensor in trained_weights(folder).values()} == {torch.float32}
+
+
 def test_epochs_decide_instead_of_steps(tmp_path: Path) -> None:
     options = dataclasses.replace(LORA, steps=100, epochs=2, batch_tokens=10 * 32)
     assert recover(prepared(tmp_path, options), Recorder()).steps == 2 * math.ceil(36 / 10)
