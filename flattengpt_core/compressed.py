@@ -34,3 +34,9 @@ class Compressed:
 
     groups: list[Group]
     merged: list[MergedGroup]
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Compressed":
+        """The outcome whose fields JSON has kept."""
+        merged = [MergedGroup.from_json(each) for each in entry["merged"]]
+        return cls([tuple(group) for group in entry["groups"]], merged)

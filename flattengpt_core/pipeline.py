@@ -107,11 +107,11 @@ def compress(
         finished = state.layers_done()
         if finished is None:
             started = time.perf_counter()
-            compress_to = partial(_compress_to, source, folds, aside, method, DTYPES.get(dtype), where)
+            compress_to = partial(_compress_to, source, folds, state, method, DTYPES.get(dtype), where)
             if isinstance(goal, Budget):
-                held_out, trials = text.held_out(BUDGET_TOKENS), aside / "trials"
+                held_out = text.held_out(BUDGET_TOKENS)
                 done = fewest_within(
-                    goal, source, held_out, compress_to, state.compressed, trials, progress, device=where
+                    goal, source, held_out, compress_to, state.compressed, state.trials, progress, device=where
                 )
             else:
                 done = compress_to(goal, state.compressed, progress)
@@ -160,7 +160,7 @@ def compress(
 def _compress_to(
     source: Checkpoint,
     folds: Sequence[Tensor],
-    scratch: Path,
+    state: WorkFolder,
     method: str,
     dtype: torch.dtype | None,
     device: torch.device,
@@ -168,11 +168,11 @@ def _compress_to(
     out: Path,
     progress: Progress,
 ) -> Compressed:
-    """Write the checkpoint of so many layers to the new folder `out`."""
-    with TemporaryDirectory(dir=scratch) as parts:
-        writer = CheckpointWriter(source, Path(parts))
-        done = compress_layers(source, folds, writer, progress, layers=layers, method=method, device=device)
-        writer.assemble(out, dtype=dtype)
+    """Write the checkpoint of so many layers to the new folder `out`, after what an earlier run has finished of it."""
+    writer = CheckpointWriter(source, state.parts / str(layers))
+    done = compress_layers(source, folds, writer, progress, layers=layers, method=method, device=device)
+    writer.assemble(out, dtype=dtype)
+    shutil.rmtree(state.parts)
     return done
 
 

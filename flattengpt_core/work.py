@@ -1,4 +1,4 @@
-"""The intermediate state of a run in a folder: the compressed checkpoint, and how far recovery is.
+"""The intermediate state of a run in a folder: finished layers, the compressed checkpoint, how far recovery is.
 
 A folder belongs to one request; the same request goes on where it stopped, another is refused.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flattengpt_core.compressed import Compressed, MergedGroup
+from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidRequest
 from flattengpt_core.manifest import write_json
 from flattengpt_core.recovery.folder import RecoveryFolder
@@ -22,6 +22,9 @@ from flattengpt_core.recovery.folder import RecoveryFolder
 class WorkFolder:
     """The state of the request `asked` under `path`.
 
+    compressed: the checkpoint before recovery. parts: the layers that are finished of the one in work, by its size.
+    trials: the sizes that a budget's search has tried.
+
     Raises:
         InvalidRequest: the folder holds another request's state, or something else.
     """
@@ -29,6 +32,8 @@ class WorkFolder:
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
         self.path = path
         self.compressed = path / "compressed"
+        self.parts = path / "parts"
+        self.trials = path / "trials"
         self.recovery = RecoveryFolder(path / "recovery")
         self._record = path / "compressed.json"
         _claim(path, json.loads(json.dumps(asked)))
@@ -39,8 +44,7 @@ class WorkFolder:
             shutil.rmtree(self.compressed, ignore_errors=True)
             return None
         record = json.loads(self._record.read_text(encoding="utf-8"))
-        merged = [MergedGroup.from_json(entry) for entry in record["merged"]]
-        return Compressed([tuple(group) for group in record["groups"]], merged), record["compress_seconds"]
+        return Compressed.from_json(record), record["compress_seconds"]
 
     def finish_layers(self, done: Compressed, seconds: float) -> None:
         """Note that the compressed checkpoint is whole."""

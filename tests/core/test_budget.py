@@ -1,5 +1,6 @@
 """The fewest layers within a quality budget: what is tried, what is kept, what is refused."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,9 @@ def worst_ratio(source: Path, out: Path) -> float:
     return max(perplexity(models[1], windows) / perplexity(models[0], windows) for windows in HELD_OUT.values())
 
 
-def search(tmp_path: Path, ratio: float, *, reach: int = 1) -> tuple[Trials, Compressed]:
+def search(tmp_path: Path, ratio: float, *, reach: int = 1, trials: Trials | None = None) -> tuple[Trials, Compressed]:
     source = Checkpoint(tiny_checkpoint(tmp_path / "dense"))
-    trials = Trials(source, tmp_path, reach)
+    trials = trials or Trials(source, tmp_path, reach)
     done = fewest_within(
         Budget(ratio),
         source,
@@ -78,3 +79,36 @@ def test_a_budget_that_nothing_holds_is_refused_with_what_was_found(tmp_path: Pa
         search(tmp_path, 0.5)
     assert caught.value.field == "target"
     assert not (tmp_path / "out").exists()
+
+
+class Interrupted(Trials):
+    """Stops at the trial of that number."""
+
+    def __init__(self, source: Checkpoint, scratch: Path, at: int) -> None:
+        super().__init__(source, scratch)
+        self._at = at
+
+    def compress_to(self, layers: int, out: Path, progress: Progress) -> Compressed:
+        if len(self.layers) == self._at:
+            out.mkdir()
+            (out / "half").touch()
+            raise KeyboardInterrupt
+        return super().compress_to(layers, out, progress)
+
+
+def test_an_interrupted_search_goes_on_with_what_it_has_found(tmp_path: Path) -> None:
+    source = Checkpoint(tiny_checkpoint(tmp_path / "dense"))
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, 100.0, trials=Interrupted(source, tmp_path, at=2))
+    assert sorted(path.name for path in (tmp_path / "trials").iterdir()) == ["1", "2", "tried.json"]
+    trials, done = search(tmp_path, 100.0)
+    assert trials.layers == [1]
+    assert Checkpoint(tmp_path / "out").info.num_layers == len(done.groups) == 1
+
+
+def test_a_search_whose_end_was_lost_makes_its_checkpoint_anew(tmp_path: Path) -> None:
+    search(tmp_path, 100.0)
+    shutil.rmtree(tmp_path / "out")
+    trials, done = search(tmp_path, 100.0)
+    assert trials.layers == [1]
+    assert Checkpoint(tmp_path / "out").info.num_layers == len(done.groups) == 1

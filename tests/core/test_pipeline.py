@@ -30,9 +30,9 @@ class Stopped(Exception):
 
 
 class Recorder(Silent):
-    """Keeps the stages and their steps, and stops at a stage, or at a step of recovery, if told to."""
+    """Keeps the stages and their steps, and stops at a stage, or at a stage's step, if told to."""
 
-    def __init__(self, stop_at: str | None = None, *, stop_in: int | None = None) -> None:
+    def __init__(self, stop_at: str | None = None, *, stop_in: tuple[str, int] | None = None) -> None:
         self.stages: list[str] = []
         self.steps: list[tuple[str, int]] = []
         self._stop_at, self._stop_in = stop_at, stop_in
@@ -44,7 +44,7 @@ class Recorder(Silent):
 
     def step(self, done: int, total: int) -> None:
         self.steps.append((self.stages[-1], done))
-        if self.steps[-1] == ("recovering", self._stop_in):
+        if self.steps[-1] == self._stop_in:
             raise Stopped
 
 
@@ -148,7 +148,7 @@ def test_a_stopped_run_goes_on_in_its_work_folder(tmp_path: Path) -> None:
     whole, out, work = tmp_path / "whole", tmp_path / "out", tmp_path / "work"
     expected = run(tmp_path, whole, recovery=recovery)
     with pytest.raises(Stopped):
-        run(tmp_path, out, recovery=recovery, work=work, progress=Recorder(stop_in=5))
+        run(tmp_path, out, recovery=recovery, work=work, progress=Recorder(stop_in=("recovering", 5)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "whole", "work"]
     told = Recorder()
     metrics = run(tmp_path, out, recovery=recovery, work=work, progress=told)
@@ -156,6 +156,20 @@ def test_a_stopped_run_goes_on_in_its_work_folder(tmp_path: Path) -> None:
     assert next(step for stage, step in told.steps if stage == "recovering") == 5
     for name in ("recovery", "groups", "compressed"):
         assert metrics[name] == expected[name]
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("goal", [4, Budget(1000.0)])
+def test_a_run_stopped_between_layers_goes_on_after_them(tmp_path: Path, goal: int | Budget) -> None:
+    whole, out, work = tmp_path / "whole", tmp_path / "out", tmp_path / "work"
+    expected = run(tmp_path, whole, goal=goal)
+    with pytest.raises(Stopped):
+        run(tmp_path, out, goal=goal, work=work, progress=Recorder(stop_in=("compressing", 4)))
+    assert list((work / "parts").rglob("*.safetensors"))
+    assert not out.exists()
+    metrics = run(tmp_path, out, goal=goal, work=work)
+    assert not (work / "parts").exists()
+    assert metrics["groups"] == expected["groups"]
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
