@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from flattengpt_core.progress import Progress
 from flattengpt_core.retention import retention
 from flattengpt_core.tasks import Task
 from flattengpt_core.texts import reported_part
+from flattengpt_core.unfinished import Unfinished
 from flattengpt_core.zero_shot import Scores, ask
 
 BATCH_TOKENS = 4096
@@ -48,6 +50,7 @@ def measure(
     tasks: Sequence[Task] = (),
     device: torch.device,
     progress: Progress,
+    finished: Unfinished | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The metrics of checkpoints by name, all measured in one process on the same windows and items.
 
@@ -55,6 +58,7 @@ def measure(
         folders: checkpoint folders by name; what is kept of the first one's accuracy is said of the others.
         texts: token ids (n, length) int64 by the text's name.
         tasks: those that `evaluation` names.
+        finished: what an interrupted run of the same measures has found, by text and task; speeds are timed anew.
 
     Returns:
         By name: layers, parameters, perplexity by text, what `Scores.as_metrics` gives, retention by task,
@@ -65,18 +69,16 @@ def measure(
     repeats = evaluation.benchmark_repeats + 1 if evaluation.benchmark else 0
     items = sum(task.items(evaluation.task_items) for task in tasks)
     units = len(models) * (sum(map(len, chosen.values())) + items)
-    steps = _Steps(progress, units + repeats * _REPEAT_IN_WINDOWS)
-    perplexities: dict[str, dict[str, float]] = {
-        name: {text: perplexity(model, windows, steps.advance) for text, windows in chosen.items()}
-        for name, model in models.items()
-    }
-    scores = {
-        name: ask(
-            model, Checkpoint(folders[name]).tokenizer(), tasks, limit=evaluation.task_items, on_items=steps.advance
-        )
-        for name, model in models.items()
-        if tasks
-    }
+    steps = _Steps(progress, units + repeats * _REPEAT_IN_WINDOWS, finished)
+    perplexities: dict[str, dict[str, float]] = {name: {} for name in models}
+    for (name, model), (index, (text, windows)) in product(models.items(), enumerate(chosen.items())):
+        found = partial(perplexity, model, windows, steps.advance)
+        perplexities[name][text] = steps.once(f"{name}-text-{index}", len(windows), found)
+    scores = {name: Scores() for name in models}
+    for (name, model), (index, task) in product(models.items(), enumerate(tasks)):
+        asked = partial(_asked, model, folders[name], task, evaluation.task_items, steps.advance)
+        entry = steps.once(f"{name}-task-{index}", task.items(evaluation.task_items), asked)
+        scores[name] = scores[name].including(Scores.from_json(entry))
     speeds: list[Speed | None] = [None] * len(models)
     if evaluation.benchmark:
         on_repeat = partial(steps.advance, _REPEAT_IN_WINDOWS)
@@ -87,8 +89,8 @@ def measure(
             "layers": (info := Checkpoint(folder).info).num_layers,
             "parameters": info.parameters,
             "perplexity": perplexities[name],
-            **(own := scores.get(name, Scores())).as_metrics(),
-            "retention": {} if name == first else retention(own.choices, scores.get(first, Scores()).choices),
+            **scores[name].as_metrics(),
+            "retention": {} if name == first else retention(scores[name].choices, scores[first].choices),
             "tokens_per_second": speed.tokens_per_second if speed else None,
             "latency_ms": speed.latency_ms if speed else None,
             "evaluation": conventions(evaluation, texts),
@@ -116,11 +118,30 @@ def conventions(evaluation: Evaluation, texts: Mapping[str, Tensor]) -> dict[str
     }
 
 
-class _Steps:
-    """Counts units of work up to `total` for a `Progress`."""
+def _asked(
+    model: PreTrainedModel, folder: Path, task: Task, limit: int | None, on_items: Callable[[int], object]
+) -> dict[str, Any]:
+    """The model's answers to one task, as JSON."""
+    return asdict(ask(model, Checkpoint(folder).tokenizer(), [task], limit=limit, on_items=on_items))
 
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
+
+class _Steps:
+    """Counts units of work up to `total` for a `Progress`, and does none twice that is finished."""
+
+    def __init__(self, progress: Progress, total: int, finished: Unfinished | None) -> None:
+        self._progress, self._total, self._done, self._finished = progress, total, 0, finished
+
+    def once(self, key: str, units: int, measure: Callable[[], Any]) -> Any:
+        """What `measure`, which advances by so many units, gives as JSON, now or in an interrupted run."""
+        if self._finished is None:
+            return measure()
+        entry = self._finished.get(key)
+        if entry is None:
+            entry = measure()
+            self._finished.put(key, entry)
+        else:
+            self.advance(units)
+        return entry
 
     def advance(self, units: int) -> None:
         self._done += units

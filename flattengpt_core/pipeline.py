@@ -143,6 +143,7 @@ def compress(
                 tasks=tasks,
                 device=where,
                 progress=progress,
+                finished=state.evaluation(evaluation, reported.values()),
             ),
             "compress_seconds": compress_seconds,
             "peak_memory_bytes": peak_memory_bytes(where),

@@ -1,4 +1,4 @@
-"""What a comparison that was interrupted has finished, on disk, for the same request to go on from there.
+"""What an interrupted comparison or evaluation has finished, on disk, for the same request to go on from there.
 
 Knows nothing of models or measures: entries are JSON, and a request is whatever tells one run from another.
 """

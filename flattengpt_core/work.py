@@ -6,7 +6,7 @@ A folder belongs to one request; the same request goes on where it stopped, anot
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from torch import Tensor
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.errors import InvalidRequest
 from flattengpt_core.manifest import write_json
+from flattengpt_core.options import Evaluation
 from flattengpt_core.recovery.folder import RecoveryFolder
+from flattengpt_core.unfinished import Unfinished
 
 
 class WorkFolder:
@@ -50,17 +52,30 @@ class WorkFolder:
         """Note that the compressed checkpoint is whole."""
         write_json(self._record, asdict(done) | {"compress_seconds": seconds})
 
+    def evaluation(self, evaluation: Evaluation, texts: Iterable[Tensor]) -> Unfinished:
+        """What has been measured of this evaluation; what was of another, or of other texts or tasks, is dropped."""
+        files = [Path(task) for task in evaluation.tasks if Path(task).is_file()]
+        return Unfinished(
+            self.path / "evaluation",
+            asdict(evaluation) | {"text_sha256": _digest(texts), "task_files": _stamps(files)},
+        )
 
-def identity(model: Path, texts: Sequence[Tensor]) -> dict[str, Any]:
+
+def identity(model: Path, texts: Iterable[Tensor]) -> dict[str, Any]:
     """What says that a model and token windows are still the same: sizes and times of files, the tokens' SHA-256."""
     files = sorted(file for file in model.iterdir() if file.is_file()) if model.is_dir() else [model]
+    return {"model": _stamps(files), "text": _digest(texts)}
+
+
+def _digest(texts: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for windows in texts:
         digest.update(windows.numpy().tobytes())
-    return {
-        "model": [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files],
-        "text": digest.hexdigest(),
-    }
+    return digest.hexdigest()
+
+
+def _stamps(files: Iterable[Path]) -> list[list[Any]]:
+    return [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
 
 
 def _claim(path: Path, asked: dict[str, Any]) -> None:

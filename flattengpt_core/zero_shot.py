@@ -4,7 +4,7 @@ Knows nothing of files, other models or reports.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,19 @@ class Scores:
     def as_metrics(self) -> dict[str, Any]:
         """`accuracy`, `accuracy_stderr` and `tasks` as `retention.accuracies` gives them, and `generative`."""
         return accuracies(self.choices) | {"generative": self.generative}
+
+    def including(self, other: "Scores") -> "Scores":
+        """The scores of both's tasks."""
+        return Scores(self.choices | other.choices, self.generative | other.generative)
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Scores":
+        """The scores whose fields JSON has kept."""
+        choices = {
+            task: Answers(given["metric"], tuple(given["right"]), tuple(given["chances"]))
+            for task, given in entry["choices"].items()
+        }
+        return cls(choices, dict(entry["generative"]))
 
 
 def ask(

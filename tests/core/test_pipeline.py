@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flattengpt_core import evaluate as evaluation_module
 from flattengpt_core.calibration import cut_windows, token_ids
 from flattengpt_core.errors import CalibrationNotFound, InvalidRequest
 from flattengpt_core.models import Checkpoint
@@ -171,6 +173,42 @@ def test_a_run_stopped_between_layers_goes_on_after_them(tmp_path: Path, goal: i
     assert not (work / "parts").exists()
     assert metrics["groups"] == expected["groups"]
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_run_stopped_while_it_evaluates_measures_only_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def watched(kind: str, measure: Callable[..., Any]) -> None:
+        monkeypatch.setattr(
+            evaluation_module, kind, lambda *given, **named: measured.append(kind) or measure(*given, **named)
+        )
+
+    choices, answers = task_file(tmp_path / "choices.jsonl", CHOICES), task_file(tmp_path / "answers.jsonl", ANSWERS)
+    asked = dataclasses.replace(EVALUATION, tasks=(choices, answers), task_items=2)
+    work = tmp_path / "work"
+    expected = run(tmp_path, tmp_path / "whole", evaluation=asked)
+    watched("ask", evaluation_module.ask)
+    watched("perplexity", evaluation_module.perplexity)
+    with pytest.raises(Stopped):  # after 8 windows and the dense model's 2 tasks of 2 items, in the other's first
+        run(tmp_path, tmp_path / "out", evaluation=asked, work=work, progress=Recorder(stop_in=("evaluating", 14)))
+    assert measured == ["perplexity", "perplexity", "ask", "ask", "ask"]
+    metrics = run(tmp_path, tmp_path / "out", evaluation=asked, work=work)
+    assert measured[5:] == ["ask", "ask"]
+    assert metrics["compressed"] == expected["compressed"]
+    assert metrics["dense"] == expected["dense"]
+
+
+def test_what_was_measured_on_another_text_is_measured_anew(tmp_path: Path) -> None:
+    text, work = tmp_path / "text.txt", tmp_path / "work"
+    evaluation = dataclasses.replace(EVALUATION, perplexity=(str(text),))
+    found = []
+    for words in ("One text here. ", "Another text. "):
+        text.write_text(words * 100)
+        metrics = run(tmp_path, tmp_path / f"out{len(found)}", evaluation=evaluation, work=work)
+        found.append(metrics["dense"]["perplexity"][str(text)])
+    assert found[0] != found[1]
 
 
 def test_a_work_folder_belongs_to_one_request(tmp_path: Path) -> None:
