@@ -9,6 +9,7 @@ import resource
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -270,6 +271,15 @@ def _recover(
     return recover_launched(state.recovery, progress, accelerate_config)
 
 
+def _weights_linked(source: str, target: str) -> None:
+    """A copy, but of weights, which are never written in place, another name for the file, where that can be."""
+    if source.endswith(".safetensors"):
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
+
+
 def _result(state: WorkFolder, folder: Path, recovered: Recovered | None, *, keep: bool) -> Path:
     """The new folder `folder` with the compressed checkpoint, with trained weights if those are better.
 
@@ -280,7 +290,7 @@ def _result(state: WorkFolder, folder: Path, recovered: Recovered | None, *, kee
     """
     trained = trained_weights(state.recovery) if recovered and recovered.kept else None
     if keep:
-        shutil.copytree(state.compressed, folder)
+        shutil.copytree(state.compressed, folder, copy_function=_weights_linked)
     else:
         os.rename(state.compressed, folder)
     if trained is not None:

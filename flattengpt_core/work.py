@@ -39,6 +39,8 @@ class WorkFolder:
         self.recovery = RecoveryFolder(path / "recovery")
         self._record = path / "compressed.json"
         _claim(path, json.loads(json.dumps(asked)))
+        for half in path.rglob("*.partial"):
+            half.unlink()  # another process that still writes to it writes to nothing
 
     def layers_done(self) -> tuple[Compressed, float] | None:
         """How the compressed checkpoint came out and the seconds it took; None if it is not whole."""

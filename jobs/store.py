@@ -19,7 +19,7 @@ from jobs.clock import now_plus
 from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound
 from jobs.records import Event, EventRecord, JobRecord, Lease, Page
 from jobs.spec import JobSpec
-from jobs.states import JobStatus, sources
+from jobs.states import TERMINAL, JobStatus, sources
 from jobs.tables import Job, JobEvent
 
 patiently = stamina.retry(on=OperationalError, attempts=None, timeout=30, wait_max=2)
@@ -79,6 +79,12 @@ class JobStore:
             if row is None:
                 raise _not_found(job_id)
             return JobRecord.of(row)
+
+    def has_ended(self, job_id: str) -> bool:
+        """Whether the job needs no worker any more; so it does not, either, if it was deleted."""
+        with self._read() as session:
+            status = session.scalar(select(Job.status).where(Job.id == job_id))
+        return status is None or JobStatus(status) in TERMINAL
 
     def page(
         self,

@@ -7,8 +7,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import structlog
+from sqlalchemy.exc import OperationalError
 
 from jobs.errors import LeaseLost
 from jobs.records import Lease
@@ -18,7 +20,7 @@ from jobs.store import JobStore, patiently
 from worker.child_process import ChildProcess, Exit
 from worker.exit_codes import ExitCode
 from worker.heartbeat import Heartbeat
-from worker.places import clear_work, log_file
+from worker.places import adopt_work, clear_work, jobs_with_work, log_file
 
 Command = Callable[[Lease], Sequence[str]]
 
@@ -58,12 +60,13 @@ class Parent:
             lease = self._store.take(next_id, worker=self._name, lease_seconds=self._settings.lease_seconds)
             if lease is not None:
                 self._run(lease)
+            self._clear_ended()
             next_id = self._store.next_queued()
 
     def _run(self, lease: Lease) -> None:
         log = structlog.get_logger().bind(job_id=lease.job_id, attempt=lease.attempt)
         log.info("attempt started", worker=self._name)
-        clear_work(self._settings, lease.job_id)
+        adopt_work(self._settings, lease)
         child = ChildProcess(self._command(lease), log_file(self._settings, lease))
         try:
             ended, stopped = self._watch(lease, child)
@@ -74,7 +77,13 @@ class Parent:
             log.info("the attempt is over", reason=error.message)
         finally:
             child.stop(self._settings.stop_grace_seconds)
-            clear_work(self._settings, lease.job_id)
+
+    def _clear_ended(self) -> None:
+        """Remove the files of jobs that have ended, here or on another worker; the others may go on from theirs."""
+        for job_id in jobs_with_work(self._settings):
+            with suppress(OperationalError):  # the next job clears it
+                if self._store.has_ended(job_id):
+                    clear_work(self._settings, job_id)
 
     def _watch(self, lease: Lease, child: ChildProcess) -> tuple[Exit, bool]:
         """How the child ended, and whether it had been told to stop. Raises LeaseLost."""

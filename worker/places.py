@@ -1,6 +1,7 @@
-"""Where an attempt keeps its files on this machine. Knows nothing of what they hold."""
+"""Where a job keeps its files on this machine. Knows nothing of what they hold."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.records import Lease
@@ -12,15 +13,56 @@ def log_file(settings: Settings, lease: Lease) -> Path:
     return settings.data_dir.absolute() / "logs" / f"{lease.job_id}.{lease.attempt}.log"
 
 
-def work_dir(settings: Settings, lease: Lease) -> Path:
-    """The unfinished result, in a folder of the attempt's own."""
-    return _work(settings) / f"{lease.job_id}.{lease.attempt}"
+def result_dir(settings: Settings, lease: Lease) -> Path:
+    """The result, before it is stored."""
+    return _own(settings, lease) / "result"
+
+
+def state_dir(settings: Settings, lease: Lease) -> Path:
+    """What the attempt has finished, for the next one to go on from."""
+    return _own(settings, lease) / "state"
+
+
+def adopt_work(settings: Settings, lease: Lease) -> None:
+    """Give the attempt the state of the one before it, if this machine has it, and nothing else.
+
+    By a rename, so that an earlier attempt which only seemed dead does not write between its successor's files.
+    """
+    own = _own(settings, lease)
+    earlier = sorted((folder for folder in _of_job(settings, lease.job_id)), key=_attempt, reverse=True)
+    for folder in earlier:
+        if (folder / "state").is_dir() and not own.exists():
+            folder.rename(own)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    for entry in own.iterdir() if own.exists() else ():
+        if entry.name != "state":
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def clear_work(settings: Settings, job_id: str) -> None:
-    """Remove what this and earlier attempts of the job left, also those whose worker died."""
-    for folder in _work(settings).glob(f"{job_id}.*"):
+    """Remove what all attempts of the job left."""
+    for folder in _of_job(settings, job_id):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def jobs_with_work(settings: Settings) -> set[str]:
+    """The ids of the jobs that have files here."""
+    work = _work(settings)
+    return {folder.name.rsplit(".", 1)[0] for folder in work.iterdir()} if work.exists() else set()
+
+
+def _of_job(settings: Settings, job_id: str) -> Iterator[Path]:
+    return _work(settings).glob(f"{job_id}.*")
+
+
+def _attempt(folder: Path) -> int:
+    number = folder.name.rsplit(".", 1)[1]
+    return int(number) if number.isdecimal() else 0
+
+
+def _own(settings: Settings, lease: Lease) -> Path:
+    return _work(settings) / f"{lease.job_id}.{lease.attempt}"
 
 
 def _work(settings: Settings) -> Path:

@@ -31,7 +31,7 @@ from jobs.states import PUBLISHING
 from jobs.store import JobStore
 from worker.child_process import die_with_parent
 from worker.exit_codes import ExitCode
-from worker.places import work_dir
+from worker.places import result_dir, state_dir
 from worker.reporter import Reporter, StopRequested
 
 log = structlog.get_logger()
@@ -87,7 +87,7 @@ def run(attempt: Attempt) -> None:
     goal = spec.goal(inspect(model).num_layers)
     from flattengpt_core.pipeline import compress  # imports torch, which takes seconds
 
-    result = work_dir(settings, attempt.lease) / "result"
+    result = result_dir(settings, attempt.lease)
     metrics = compress(
         model,
         result,
@@ -101,6 +101,7 @@ def run(attempt: Attempt) -> None:
         progress=attempt.reporter,
         request=spec.as_request(),
         base_model=spec.model.removeprefix("local:"),
+        work=state_dir(settings, attempt.lease),
     )
     attempt.reporter.check()  # a late attempt must not replace another's artifacts
     artifacts = ArtifactStore(settings.artifacts).put_folder(attempt.lease.job_id, result)

@@ -5,6 +5,7 @@ names the newest one that is whole, `trained/` and `result.json` are the end.
 """
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class RecoveryFolder:
                 field="calibration.sequence_length",
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        self._drop_unfinished()
         seen = torch.ones_like(windows, dtype=torch.bool) if padding is None else ~padding
         save_file({"windows": windows.contiguous(), "seen": seen.contiguous()}, self.path / "windows.safetensors")
         write_json(self.path / "task.json", asdict(task) | {"student": str(task.student), "teacher": str(task.teacher)})
@@ -118,6 +120,15 @@ class RecoveryFolder:
     def finish(self, result: Recovered) -> None:
         """Write down the end."""
         write_json(self.path / "result.json", result.as_dict())
+
+    def _drop_unfinished(self) -> None:
+        """Remove what an interrupted run has not finished, so that nothing is written over it."""
+        last = self.last_checkpoint()
+        for checkpoint in self.checkpoints.glob("checkpoint-*"):
+            if checkpoint != last:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        if not (self.path / "result.json").exists():
+            shutil.rmtree(self.trained, ignore_errors=True)
 
     def result(self) -> Recovered | None:
         """The end, if it has come."""

@@ -247,20 +247,51 @@ def test_what_is_not_queued_is_left_alone(store: JobStore, queued: str, workers:
     assert store.get(queued).attempt == 0
 
 
+STATE = (
+    "import sys; from pathlib import Path; own = Path({work!r}, '.'.join(sys.argv[1:])); state = own / 'state'\n"
+    "print(*sorted(file.name for file in own.rglob('*')), flush=True)\n"
+    "state.mkdir(parents=True, exist_ok=True); (state / sys.argv[2]).touch(); (own / 'result.partial').mkdir()\n"
+)
+
+
 @on_sqlite
-def test_work_is_cleared_and_logs_are_kept(store: JobStore, settings: Settings, queued: str, workers: Workers) -> None:
+def test_an_attempt_finds_what_the_last_one_finished_and_the_end_clears_it(
+    store: JobStore, settings: Settings, queued: str, workers: Workers
+) -> None:
     work = settings.data_dir / "work"
-    left = work / f"{queued}.1" / "result.partial" / "model.safetensors"
-    left.parent.mkdir(parents=True)
-    left.touch()
-    foreign = work / "01M8715SXX5VDXZSFJX3F7CKD1.1"
-    foreign.mkdir()
-    code = (
-        f"import sys; from pathlib import Path; own = Path({str(work)!r}, '.'.join(sys.argv[1:]))\n"
-        "print(own.exists()); own.mkdir(parents=True)"
-    )
-    workers(stand_in(code), max_attempts=2).run(queued)
-    assert list(work.iterdir()) == [foreign]
+    workers(stand_in(STATE.format(work=str(work)) + "raise SystemExit(9)"), max_attempts=3).run(queued)
+    assert list(work.iterdir()) == []
     logs = sorted((settings.data_dir / "logs").iterdir())
-    assert [log.name for log in logs] == [f"{queued}.1.log", f"{queued}.2.log"]
-    assert [log.read_text() for log in logs] == ["False\n", "False\n"]
+    assert [log.name for log in logs] == [f"{queued}.{attempt}.log" for attempt in (1, 2, 3)]
+    assert [log.read_text() for log in logs] == ["\n", "1 state\n", "1 2 state\n"]
+
+
+@on_sqlite
+def test_a_job_that_is_handed_back_leaves_its_state_for_the_next_worker(
+    store: JobStore, settings: Settings, queued: str, workers: Workers
+) -> None:
+    work = settings.data_dir / "work"
+    for attempt in (1, 2):
+        worker = workers(stand_in(STATE.format(work=str(work)) + FOREVER)).start(queued)
+        wait_for_child(store, queued, attempt)
+        state = work / f"{queued}.{attempt}" / "state"
+        wait_until((state / str(attempt)).exists, what="the state")
+        stop(worker)
+        assert [folder.name for folder in work.iterdir()] == [f"{queued}.{attempt}"]
+    assert sorted(file.name for file in state.iterdir()) == ["1", "2"]
+    store.cancel(queued)
+    workers(stand_in(FOREVER)).run(queued)
+    assert list(work.iterdir()) == []
+
+
+@on_sqlite
+def test_files_of_jobs_that_ended_elsewhere_go_and_those_of_others_stay(
+    store: JobStore, settings: Settings, queued: str, workers: Workers
+) -> None:
+    work, running = settings.data_dir / "work", store.submit(SPEC).id
+    store.take(running, worker="elsewhere", lease_seconds=60)
+    deleted = "01M8715SXX5VDXZSFJX3F7CKD1"
+    for name in (f"{running}.1", f"{deleted}.1", f"{deleted}.2"):
+        (work / name / "state").mkdir(parents=True)
+    workers(stand_in("raise SystemExit(9)"), max_attempts=1).run(queued)
+    assert [folder.name for folder in work.iterdir()] == [f"{running}.1"]
