@@ -291,9 +291,10 @@ def draw(found: dict[str, Any], file: Path) -> None:
             heights = [row["perplexity"][text] / dense[text] for row in rows]
             axes.bar_label(axes.bar(places, heights, 0.4, label=text), fmt="%.2f", fontsize=7)
         axes.set_xticks([i + 0.2 for i in range(len(rows))], [row["method"] for row in rows], rotation=30, ha="right")
-        axes.set(yscale="log", title=f"{found['model']}, 30 -> {layers} layers", ylabel="perplexity / dense")
+        axes.set(title=f"{found['model']}, 30 -> {layers} layers", ylabel="perplexity / dense")
         axes.spines[["top", "right"]].set_visible(False)
         if rows:
+            axes.set(yscale="log")
             axes.legend()
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)

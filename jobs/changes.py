@@ -4,7 +4,7 @@ A worker's change names the attempt that took the job and every change of status
 `states.TRANSITIONS` that may precede it, both in the WHERE of the update: a change that comes too late finds no row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, select, update
@@ -59,17 +59,29 @@ def end(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any
     _move(session, lease, target, {"finished_at": now_plus(), "lease_expires_at": None} | values, data)
 
 
-def count_death(session: Session, lease: Lease, *guards: ColumnElement[bool]) -> int | None:
-    """Count an attempt that ended without a word; how many there were, or None if the attempt owns nothing."""
-    counted = update(Job).where(*owned_by(lease), *guards).values(deaths=Job.deaths + 1)
-    return session.scalar(counted.returning(Job.deaths))
+def count_death(session: Session, lease: Lease) -> int:
+    """Count a death of the job's process; how many there were. Raises LeaseLost."""
+    counted = update(Job).where(*owned_by(lease)).values(deaths=Job.deaths + 1)
+    deaths: int | None = session.scalar(counted.returning(Job.deaths))
+    if deaths is None:
+        raise lost(lease)
+    return deaths
 
 
-def give_up(session: Session, lease: Lease, what: str, *, reason: str, final: bool = False) -> JobStatus:
+def count_loss(session: Session, lease: Lease, silent: ColumnElement[bool]) -> int | None:
+    """Count a worker that fell silent; how many there were, or None if the attempt owns nothing or still speaks."""
+    counted = update(Job).where(*owned_by(lease), silent).values(losses=Job.losses + 1)
+    return session.scalar(counted.returning(Job.losses))
+
+
+def give_up(
+    session: Session, lease: Lease, what: str, *, reason: str, final: bool = False, **details: Any
+) -> JobStatus:
     """End the attempt: a job to be cancelled is cancelled, another is queued again, or fails if this is `final`.
 
     Args:
         what: the type of the event that tells of it.
+        details: what else the event holds, JSON.
 
     Raises:
         LeaseLost: another attempt owns the job.
@@ -78,7 +90,7 @@ def give_up(session: Session, lease: Lease, what: str, *, reason: str, final: bo
     row = session.execute(select(Job.status, Job.stage).where(*owned_by(lease)).with_for_update()).first()
     if row is None:
         raise lost(lease)
-    append(session, lease.job_id, [Event(what, {"reason": reason, "stage": row.stage})])
+    append(session, lease.job_id, [Event(what, {"reason": reason, "stage": row.stage, **details})])
     if row.status == JobStatus.CANCELLING:
         end(session, lease, JobStatus.CANCELLED, _FREED, {})
         return JobStatus.CANCELLED
@@ -101,10 +113,15 @@ def _reasons(session: Session, job_id: str) -> str:
     """Where and why each attempt ended, in one line."""
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type.in_((DIED, LEASE_EXPIRED)))
     return "; ".join(
-        f"Attempt {row.attempt} {_where(row.data['stage'])}: {row.data['reason']}"
+        f"Attempt {row.attempt} {_where(row.data['stage'])}: {row.data['reason']}{_memory(row.data)}"
         for row in session.scalars(query.order_by(JobEvent.seq))
     )
 
 
 def _where(stage: str | None) -> str:
     return f"in stage {stage}" if stage else "before its first stage"
+
+
+def _memory(data: Mapping[str, Any]) -> str:
+    peak = data.get("peak_memory_bytes")
+    return f" (peak memory {peak / 2**30:.2f} GiB)" if peak else ""

@@ -23,7 +23,8 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(default=0.5, gt=0, description="how often a worker looks after its child process")
     sweep_seconds: float = Field(default=5, gt=0, description="how often lost jobs are looked for")
     announce_after_seconds: float = Field(default=60, gt=0, description="a queued job is announced again after this")
-    max_attempts: int = Field(default=3, ge=1, description="a job whose process or worker dies this often fails")
+    max_attempts: int = Field(default=3, ge=1, description="a job whose own process dies this often fails")
+    max_losses: int = Field(default=20, ge=1, description="a job whose worker falls silent this often fails")
     stop_grace_seconds: float = Field(default=10, gt=0, description="between asking a child to stop and killing it")
     max_body_bytes: int = Field(default=1_000_000, gt=0, description="largest request body")
 

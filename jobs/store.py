@@ -224,16 +224,15 @@ class JobStore:
             return changes.give_up(session, lease, changes.HANDED_BACK, reason=reason)
 
     @patiently
-    def died(self, lease: Lease, *, reason: str, max_attempts: int) -> JobStatus:
+    def died(self, lease: Lease, *, reason: str, max_attempts: int, peak_memory_bytes: int | None = None) -> JobStatus:
         """Count the death of the job's own process: queue the job again, or fail it the `max_attempts`th time.
 
         Raises LeaseLost.
         """
         with self._write.begin() as session:
-            deaths = changes.count_death(session, lease)
-            if deaths is None:
-                raise changes.lost(lease)
-            return changes.give_up(session, lease, changes.DIED, reason=reason, final=deaths >= max_attempts)
+            final = changes.count_death(session, lease) >= max_attempts
+            details = {} if peak_memory_bytes is None else {"peak_memory_bytes": peak_memory_bytes}
+            return changes.give_up(session, lease, changes.DIED, reason=reason, final=final, **details)
 
     def ring_again(self, job_id: str) -> None:
         """Let the next sweep announce the job if it is still queued: the worker that was woken cannot take it."""
@@ -244,8 +243,10 @@ class JobStore:
 
     # The sweeper
 
-    def release_expired(self, *, max_attempts: int, limit: int = 100) -> list[str]:
-        """Give up each attempt whose lease ran out, which counts as a death; the jobs' ids.
+    def release_expired(self, *, max_losses: int, limit: int = 100) -> list[str]:
+        """Give up each attempt whose lease ran out: queue its job again, or fail it the `max_losses`th time.
+
+        Returns the jobs' ids.
 
         Safe to run at once in several places.
         """
@@ -258,15 +259,15 @@ class JobStore:
             lease = Lease(job_id, attempt)
             with self._write.begin() as session:
                 # Looked at again under the row's lock: a heartbeat may have come in between.
-                deaths = changes.count_death(session, lease, silent)
-                if deaths is None:
+                losses = changes.count_loss(session, lease, silent)
+                if losses is None:
                     continue
                 changes.give_up(
                     session,
                     lease,
                     changes.LEASE_EXPIRED,
                     reason=f"worker {worker} fell silent",
-                    final=deaths >= max_attempts,
+                    final=losses >= max_losses,
                 )
             released.append(job_id)
         return released

@@ -43,7 +43,7 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(default=0)
     """Bumped by each worker that takes the job; every write of a worker names it."""
     deaths: Mapped[int] = mapped_column(default=0)
-    """Attempts that ended with the death of the job's process or its worker; these count against the limit."""
+    """Attempts that ended with the death of the job's own process."""
     model: Mapped[str] = mapped_column(String(300))
     method: Mapped[str] = mapped_column(String(64))
     request: Mapped[dict[str, Any]]
@@ -64,6 +64,8 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     lease_expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    losses: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Attempts whose worker fell silent: it was killed from outside, or its machine went away. The limit is higher."""
 
 
 class JobEvent(Base):

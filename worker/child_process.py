@@ -8,20 +8,27 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 LOG_TAIL_LINES = 5
 _LOG_TAIL_BYTES = 4096
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Exit:
-    """How a child ended: its exit code, or minus the signal that killed it, and the last lines of its log."""
+    """How a child ended: its exit code, or minus the signal that killed it, and the last lines of its log.
+
+    peak_memory_bytes: the most that it, or a process it has waited for, held at once; no less than this process held
+    when it started it.
+    """
 
     code: int
     log_tail: str
+    peak_memory_bytes: int
 
     @property
     def reason(self) -> str:
@@ -59,15 +66,22 @@ class ChildProcess:
 
     def wait(self, seconds: float) -> Exit | None:
         """How the child ended, or None if it still runs after `seconds`."""
-        if self._ended is None:
-            try:
-                code = self._process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                return None
+        deadline = time.monotonic() + seconds
+        while self._ended is None:
+            # wait4 instead of Popen.wait, because it says what this child alone has used.
+            pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
+            if pid == 0:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                time.sleep(min(left, _LOOK_SECONDS))
+                continue
             self.signal_group(signal.SIGKILL)  # nothing that it started may stay
+            self._process.returncode = os.waitstatus_to_exitcode(status)
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            self._ended = Exit(code, self._tail())
+            unit = 1 if sys.platform == "darwin" else 1024
+            self._ended = Exit(self._process.returncode, self._tail(), usage.ru_maxrss * unit)
         return self._ended
 
     def stop(self, grace_seconds: float) -> Exit:

@@ -108,4 +108,9 @@ class Parent:
             return JobStatus.CANCELLED
         if stopped or ended.code == ExitCode.STOPPED:
             return self._store.hand_back(lease, reason="the worker was told to stop")
-        return self._store.died(lease, reason=ended.reason, max_attempts=self._settings.max_attempts)
+        return self._store.died(
+            lease,
+            reason=ended.reason,
+            max_attempts=self._settings.max_attempts,
+            peak_memory_bytes=ended.peak_memory_bytes,
+        )

@@ -323,9 +323,9 @@ def test_the_next_job_is_the_one_that_waited_longest(store: JobStore, spec: JobS
 def test_a_heartbeat_extends_the_lease(store: JobStore, spec: JobSpec) -> None:
     lease = running(store, spec, lease_seconds=OVER)
     assert store.heartbeat(lease, lease_seconds=LONG) is JobStatus.RUNNING
-    assert store.release_expired(max_attempts=3) == []
+    assert store.release_expired(max_losses=3) == []
     store.heartbeat(lease, lease_seconds=OVER)
-    assert store.release_expired(max_attempts=3) == [lease.job_id]
+    assert store.release_expired(max_losses=3) == [lease.job_id]
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -425,7 +425,7 @@ def test_an_end_is_final(engine: Engine, store: JobStore, spec: JobSpec, end: st
     assert store.take(job.id, worker="late", lease_seconds=LONG) is None
     assert store.next_queued() is None
     store.ring_again(job.id)
-    assert store.release_expired(max_attempts=1) == []
+    assert store.release_expired(max_losses=1) == []
     assert store.due_for_announcement(after_seconds=OVER) == []
     if end == "cancelled":
         assert store.cancel(job.id) == job
@@ -511,20 +511,35 @@ def test_the_last_death_fails_the_job_with_every_reason(store: JobStore, spec: J
     job_id = store.submit(spec).id
     lease = taken(store, job_id)
     store.record(lease, stage="compressing")
-    assert store.died(lease, reason="signal SIGKILL", max_attempts=3) is JobStatus.QUEUED
+    assert store.died(lease, reason="signal SIGKILL", max_attempts=2, peak_memory_bytes=3 * 2**29) is JobStatus.QUEUED
     taken(store, job_id, lease_seconds=OVER)
-    assert store.release_expired(max_attempts=3) == [job_id]
-    assert store.died(taken(store, job_id), reason="exit code 7", max_attempts=3) is JobStatus.FAILED
+    assert store.release_expired(max_losses=3) == [job_id]
+    assert store.died(taken(store, job_id), reason="exit code 7", max_attempts=2) is JobStatus.FAILED
     job = store.get(job_id)
     assert job.error is not None
     assert (job.status, job.error["code"], job.finished_at is None) == (JobStatus.FAILED, "worker_lost", False)
     assert job.error["message"] == (
-        "The job was given up. Attempt 1 in stage compressing: signal SIGKILL; "
+        "The job was given up. Attempt 1 in stage compressing: signal SIGKILL (peak memory 1.50 GiB); "
         "Attempt 2 before its first stage: worker worker-1 fell silent; "
         "Attempt 3 before its first stage: exit code 7."
     )
     assert store.events(job_id)[-1].data == {"error": job.error}
     assert types(store, job_id)[-2:] == ["died", "failed"]
+
+
+def test_a_worker_that_falls_silent_counts_apart_and_up_to_a_limit_of_its_own(store: JobStore, spec: JobSpec) -> None:
+    job_id = store.submit(spec).id
+    for _ in range(3):
+        taken(store, job_id, lease_seconds=OVER)
+        assert store.release_expired(max_losses=4) == [job_id]
+        assert store.get(job_id).status is JobStatus.QUEUED
+    assert store.died(taken(store, job_id), reason="killed", max_attempts=2) is JobStatus.QUEUED
+    taken(store, job_id, lease_seconds=OVER)
+    store.release_expired(max_losses=4)
+    job = store.get(job_id)
+    assert (job.status, job.attempt) == (JobStatus.FAILED, 5)
+    assert job.error is not None
+    assert job.error["message"].count("fell silent") == 4
 
 
 def test_a_hand_back_does_not_count(store: JobStore, spec: JobSpec) -> None:
@@ -561,7 +576,7 @@ def test_an_attempt_that_ends_while_cancelling_cancels_the_job(store: JobStore, 
     elif how == "died":
         assert store.died(lease, reason="killed", max_attempts=1) is JobStatus.CANCELLED
     else:
-        assert store.release_expired(max_attempts=1) == [lease.job_id]
+        assert store.release_expired(max_losses=1) == [lease.job_id]
     job = store.get(lease.job_id)
     assert (job.status, job.error, job.finished_at is None) == (JobStatus.CANCELLED, None, False)
 
@@ -573,8 +588,8 @@ def test_only_leases_that_ran_out_are_released(store: JobStore, spec: JobSpec) -
     silent, alive, queued = running(store, spec, lease_seconds=OVER), running(store, spec), store.submit(spec).id
     handed_back = running(store, spec, lease_seconds=OVER)
     store.hand_back(handed_back, reason="the worker stops")
-    assert store.release_expired(max_attempts=3) == [silent.job_id]
-    assert store.release_expired(max_attempts=3) == []
+    assert store.release_expired(max_losses=3) == [silent.job_id]
+    assert store.release_expired(max_losses=3) == []
     statuses = [store.get(job_id).status for job_id in (silent.job_id, alive.job_id, queued)]
     assert statuses == [JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.QUEUED]
     assert types(store, silent.job_id) == ["queued", "started", "lease_expired", "queued"]
@@ -584,7 +599,7 @@ def test_only_leases_that_ran_out_are_released(store: JobStore, spec: JobSpec) -
 
 def test_sweepers_at_once_release_once(store: JobStore, spec: JobSpec) -> None:
     ids = sorted(running(store, spec, lease_seconds=OVER).job_id for _ in range(8))
-    released = at_once(*[partial(store.release_expired, max_attempts=3)] * 4)
+    released = at_once(*[partial(store.release_expired, max_losses=3)] * 4)
     assert sorted(job_id for found in released for job_id in found) == ids
     assert all(types(store, job_id).count("lease_expired") == 1 for job_id in ids)
 
@@ -602,7 +617,7 @@ def test_a_heartbeat_that_comes_in_between_keeps_the_lease(engine: Engine, store
         with engine.begin() as connection:
             extend = update(Job).where(Job.id == lease.job_id).values(lease_expires_at=now_plus(LONG))
             connection.execute(extend)
-            sweep = pool.submit(store.release_expired, max_attempts=1)
+            sweep = pool.submit(store.release_expired, max_losses=1)
             assert found.wait(10)
         assert sweep.result() == []
     assert store.get(lease.job_id).status is JobStatus.RUNNING
@@ -671,7 +686,7 @@ def test_every_time_is_the_databases(engine: Engine, store: JobStore, spec: JobS
 
     lease = running(store, spec, lease_seconds=OVER)
     store.heartbeat(lease, lease_seconds=OVER)
-    store.release_expired(max_attempts=3)
+    store.release_expired(max_losses=3)
     store.due_for_announcement(after_seconds=LONG)
     lease = taken(store, lease.job_id)
     store.record(lease, stage="loading", progress=0.5, events=[Event("note", {})])

@@ -53,6 +53,23 @@ def test_the_signal_that_killed_it(log: Path, number: int, words: str) -> None:
     assert (end.code, end.reason) == (-number, words)
 
 
+def test_the_memory_that_it_held_at_most(log: Path) -> None:
+    """Its own, not that of an earlier child; measured by a small process, whose memory a child begins with."""
+    held = (
+        "block = bytearray({} * 2**20); block[::4096] = bytes(len(block[::4096])); import os; os.kill(os.getpid(), {})"
+    )
+    children = [held.format(300, 9), held.format(100, 0)]
+    code = (
+        "from pathlib import Path; import sys; from worker.child_process import ChildProcess\n"
+        f"for child in {children!r}:\n"
+        f"    print(ChildProcess((sys.executable, '-S', '-c', child), Path({str(log)!r})).wait(30).peak_memory_bytes)"
+    )
+    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
+    large, small = (int(line) / 2**20 for line in done.stdout.split())
+    assert 300 < large < 330
+    assert 100 < small < 130
+
+
 def test_the_last_lines_of_its_log(log: Path) -> None:
     code = "import os, sys; print('x' * 9000); print(*range(9), sep='\\n\\n', flush=True); os.write(2, b'\\xff end\\n')"
     child = ChildProcess(python(code), log)
