@@ -85,6 +85,7 @@ class JobReply(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    retry_of: str | None = Field(default=None, description="The job whose request this one repeats.")
     links: dict[str, str] = Field(description="Where to go from here.")
 
     @classmethod
@@ -94,6 +95,8 @@ class JobReply(BaseModel):
         links = {"self": here, "events": f"{here}/events", "artifacts": f"{here}/artifacts"}
         if not job.ended:
             links["cancel"] = f"{here}/cancel"
+        if job.status in (JobStatus.FAILED, JobStatus.CANCELLED):
+            links["retry"] = f"{here}/retry"
         if job.published_url:
             links["published"] = job.published_url
         return cls(
@@ -110,6 +113,7 @@ class JobReply(BaseModel):
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
+            retry_of=job.retry_of,
             links=links,
         )
 

@@ -79,6 +79,15 @@ class Client:
         """Cancel a queued job at once, or ask a running one to stop."""
         return Job.model_validate(self._ask("POST", f"/jobs/{_segment(job_id)}/cancel"))
 
+    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
+        """Submit the request of a job that failed or was cancelled again; the new job."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
+        return Job.model_validate(self._ask("POST", f"/jobs/{_segment(job_id)}/retry", headers=headers))
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job that has ended, with its artifacts."""
+        self._ask("DELETE", f"/jobs/{_segment(job_id)}")
+
     def events(self, job_id: str, *, after: int = 0, patience_seconds: float = 60) -> Iterator[Event]:
         """The job's events as they happen, until it ends. A broken stream goes on where it stopped.
 
@@ -130,7 +139,7 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from None
         self._check(response)
-        return response.json()
+        return response.json() if response.content else None
 
     def _check(self, response: httpx.Response) -> None:
         """Raise the problem that the service answered with, if it did."""

@@ -30,7 +30,8 @@ def flattengpt(
     """Make a language model shallower: a checkpoint in, a stock checkpoint with fewer layers out.
 
     `compress`, `evaluate` and `diagnose` work on this machine without a service. `submit`, `watch`, `list`, `show`,
-    `cancel` and `download` talk to one, which `serve` runs. Exit codes: 0 good, 1 failed, 2 bad usage.
+    `cancel`, `retry`, `delete` and `download` talk to one, which `serve` runs. Exit codes: 0 good, 1 failed, 2 bad
+    usage.
     """
 
 

@@ -1,4 +1,4 @@
-"""The commands that talk to a service: submit, watch, list, show, cancel, download."""
+"""The commands that talk to a service: submit, watch, list, show, cancel, retry, delete, download."""
 
 from pathlib import Path
 from typing import Annotated
@@ -128,6 +128,26 @@ def cancel(job_id: JobId, as_json: Json = False, url: Url = DEFAULT_URL) -> None
     """Cancel a job: a queued one at once, a running one within one layer."""
     with Client(url) as client:
         report_job(client.cancel(job_id), as_json=as_json)
+
+
+@app.command()
+def retry(job_id: JobId, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Submit the request of a job that failed or was cancelled again, as a new job."""
+    with Client(url) as client:
+        report_job(client.retry(job_id), as_json=as_json)
+
+
+@app.command()
+def delete(
+    job_id: JobId,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Remove a job that has ended, with its artifacts."""
+    if not yes:
+        typer.confirm(f"Remove job {job_id} and its artifacts?", abort=True, err=True)
+    with Client(url) as client:
+        client.delete(job_id)
 
 
 @app.command()

@@ -28,6 +28,7 @@ class JobRecord:
     started_at: datetime | None
     finished_at: datetime | None
     last_event: int
+    retry_of: str | None
 
     @property
     def ended(self) -> bool:
@@ -54,6 +55,7 @@ class JobRecord:
             started_at=row.started_at,
             finished_at=row.finished_at,
             last_event=row.last_event,
+            retry_of=row.retry_of,
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import stamina
-from sqlalchemy import Engine, case, func, or_, select, text, update
+from sqlalchemy import Engine, case, delete, func, or_, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import sessionmaker
 from ulid import ULID
@@ -44,32 +44,34 @@ class JobStore:
         Raises:
             IdempotencyMismatch: the key was used for another request.
         """
-        request = spec.as_request()
-        if idempotency_key is not None and (known := self._by_key(idempotency_key, request)):
-            return known
-        row = Job(
-            id=str(ULID()),
-            status=JobStatus.QUEUED,
-            model=spec.model,
-            method=spec.method,
-            request=request,
-            commit=commit,
-            labels=dict(spec.labels),
-            idempotency_key=idempotency_key,
-            announced_at=now_plus(),
-        )
-        try:
-            with self._write.begin() as session:
-                session.add(row)
-                session.flush()
-                changes.append(session, row.id, [Event("queued", {})])
-                session.refresh(row)
-                return JobRecord.of(row)
-        except IntegrityError:
-            # Another request with the same key came in between.
-            if idempotency_key is not None and (known := self._by_key(idempotency_key, request)):
-                return known
-            raise
+        return self._submit(spec, commit=commit, idempotency_key=idempotency_key, retry_of=None)
+
+    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> JobRecord:
+        """Store a new job with the request of one that failed or was cancelled, and no attempts used up.
+
+        Raises:
+            JobNotFound, Conflict: no such job, or it has not ended so.
+            IdempotencyMismatch: the key was used for another request.
+        """
+        job = self.get(job_id)
+        if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
+            raise Conflict(
+                f"Job {job_id} is {job.status.value}: only a job that failed or was cancelled can be retried."
+            )
+        spec = JobSpec.model_validate(job.request)
+        return self._submit(spec, commit=job.commit, idempotency_key=idempotency_key, retry_of=job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Remove the job and its events; its artifacts are the caller's to remove before.
+
+        Raises:
+            JobNotFound, Conflict: no such job, or it has not ended.
+        """
+        job = self.get(job_id)
+        with self._write.begin() as session:
+            ended = delete(Job).where(Job.id == job_id, Job.status.in_(TERMINAL))
+            if session.scalar(ended.returning(Job.id)) is None:
+                raise Conflict(f"Job {job_id} is {job.status.value}: cancel it, and delete it once it has ended.")
 
     def get(self, job_id: str) -> JobRecord:
         """The job; raises JobNotFound."""
@@ -292,12 +294,43 @@ class JobStore:
         with self._read() as session:
             session.execute(text("SELECT 1"))
 
-    def _by_key(self, key: str, request: dict[str, Any]) -> JobRecord | None:
+    def _submit(
+        self, spec: JobSpec, *, commit: str | None, idempotency_key: str | None, retry_of: str | None
+    ) -> JobRecord:
+        request = spec.as_request()
+        if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of)):
+            return known
+        row = Job(
+            id=str(ULID()),
+            status=JobStatus.QUEUED,
+            model=spec.model,
+            method=spec.method,
+            request=request,
+            commit=commit,
+            labels=dict(spec.labels),
+            idempotency_key=idempotency_key,
+            retry_of=retry_of,
+            announced_at=now_plus(),
+        )
+        try:
+            with self._write.begin() as session:
+                session.add(row)
+                session.flush()
+                changes.append(session, row.id, [Event("queued", {"retry_of": retry_of} if retry_of else {})])
+                session.refresh(row)
+                return JobRecord.of(row)
+        except IntegrityError:
+            # Another request with the same key came in between.
+            if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of)):
+                return known
+            raise
+
+    def _by_key(self, key: str, request: dict[str, Any], retry_of: str | None) -> JobRecord | None:
         with self._read() as session:
             row = session.scalar(select(Job).where(Job.idempotency_key == key))
         if row is None:
             return None
-        if row.request != request:
+        if (row.request, row.retry_of) != (request, retry_of):
             raise IdempotencyMismatch(
                 "The Idempotency-Key was used before with another body; use a new key for a new request.",
                 field="Idempotency-Key",

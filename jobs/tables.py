@@ -66,6 +66,8 @@ class Job(Base):
     lease_expires_at: Mapped[datetime | None] = mapped_column(index=True)
     losses: Mapped[int] = mapped_column(default=0, server_default="0")
     """Attempts whose worker fell silent: it was killed from outside, or its machine went away. The limit is higher."""
+    retry_of: Mapped[str | None] = mapped_column(String(26))
+    """The job whose request this one repeats; it may be deleted by now."""
 
 
 class JobEvent(Base):

@@ -1,4 +1,4 @@
-"""Submit, list, look at and cancel jobs."""
+"""Submit, list, look at, cancel, retry and delete jobs."""
 
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ from api.problems import responses
 from api.schemas import JobPage, JobReply
 from api.state import Parts
 from flattengpt_core.errors import InvalidRequest
+from jobs.records import JobRecord
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
 
@@ -31,28 +32,28 @@ def _label(label: str) -> str:
 Label = Annotated[str, AfterValidator(_label)]
 
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="The same key and body give the same job.",
+    ),
+]
+
+
 @router.post("", status_code=202, operation_id="submitJob", responses={202: _LOCATION, **responses(409, 413, 422, 503)})
 def submit(
     spec: JobSpec,
     response: Response,
     parts: Parts,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            min_length=1,
-            max_length=255,
-            description="The same key and body give the same job.",
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobReply:
     """Submit a job. The request is checked against the model before anything is stored."""
     admission = admit(spec, parts.settings)
     job = parts.store.submit(spec, commit=admission.commit, idempotency_key=idempotency_key)
-    if job.status is JobStatus.QUEUED:
-        parts.announcer.announce(job.id)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return JobReply.of(job)
+    return _accepted(job, response, parts)
 
 
 @router.get("", operation_id="listJobs", responses=responses(422, 503))
@@ -88,3 +89,31 @@ def show(job_id: str, parts: Parts) -> JobReply:
 def cancel(job_id: str, parts: Parts) -> JobReply:
     """Cancel a queued job at once; ask a running one to stop, which it does within one layer."""
     return JobReply.of(parts.store.cancel(job_id))
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    operation_id="retryJob",
+    responses={202: _LOCATION, **responses(404, 409, 422, 503)},
+)
+def retry(job_id: str, response: Response, parts: Parts, idempotency_key: IdempotencyKey = None) -> JobReply:
+    """Submit the request of a failed or cancelled job again, as a new job that names it in `retry_of`."""
+    return _accepted(parts.store.retry(job_id, idempotency_key=idempotency_key), response, parts)
+
+
+@router.delete("/{job_id}", status_code=204, operation_id="deleteJob", responses=responses(404, 409, 503))
+def remove(job_id: str, parts: Parts) -> None:
+    """Remove a job that has ended, with its artifacts and events. Repeat it if it was interrupted."""
+    job = parts.store.get(job_id)
+    if job.ended:
+        parts.artifacts.delete(job_id)
+    parts.store.delete(job_id)
+
+
+def _accepted(job: JobRecord, response: Response, parts: Parts) -> JobReply:
+    """Wake a worker for a new job, and say where it is."""
+    if job.status is JobStatus.QUEUED:
+        parts.announcer.announce(job.id)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return JobReply.of(job)

@@ -1,16 +1,21 @@
-"""Jobs as the API shows, lists and cancels them."""
+"""Jobs as the API shows, lists, cancels, retries and deletes them."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 
+from jobs.artifacts import ArtifactStore, as_json
 from jobs.records import Lease
+from jobs.settings import Settings
+from jobs.spec import JobSpec
 from jobs.store import JobStore
-from tests.api.conftest import problem, submitted
+from tests.api.conftest import REQUEST, problem, submitted
 
 FIELDS = [
     "id", "status", "stage", "progress", "attempt", "request", "metrics", "artifacts", "error", "labels", "created_at",
-    "started_at", "finished_at", "links",
+    "started_at", "finished_at", "retry_of", "links",
 ]  # fmt: skip
 
 MEASURED: dict[str, Any] = {
@@ -83,7 +88,14 @@ def test_a_failed_job_says_why(api: TestClient, store: JobStore) -> None:
 
 def test_no_such_job(api: TestClient) -> None:
     for job_id in ("01M8715SXX5VDXZSFJX3F7CKD1", "x", "%00", "a%00b", "%ED%A0%80", "²", "a" * 5000):
-        for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/artifacts")):
+        for method, path in (
+            ("GET", ""),
+            ("POST", "/cancel"),
+            ("POST", "/retry"),
+            ("DELETE", ""),
+            ("GET", "/events"),
+            ("GET", "/artifacts"),
+        ):
             problem(api.request(method, f"/jobs/{job_id}{path}"), 404, "job_not_found")
 
 
@@ -114,6 +126,72 @@ def test_what_has_ended_cannot_be_cancelled(api: TestClient, store: JobStore) ->
     body = problem(api.post(f"/jobs/{job_id}/cancel"), 409, "conflict")
     assert "already succeeded" in body["detail"]
     assert api.get(f"/jobs/{job_id}").json()["status"] == "succeeded"
+
+
+def test_a_failed_job_is_retried_as_a_new_one(api: TestClient, store: JobStore, settings: Settings) -> None:
+    job_id = submitted(api, labels={"team": "search"})
+    store.died(taken(store, job_id), reason="killed", max_attempts=1)
+    failed = api.get(f"/jobs/{job_id}").json()
+    assert failed["links"]["retry"] == f"/jobs/{job_id}/retry"
+    answers = [api.post(failed["links"]["retry"], headers={"Idempotency-Key": "again"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    new = answers[0].json()
+    assert answers[1].json() == new
+    assert answers[0].headers["location"] == f"/jobs/{new['id']}"
+    assert (new["status"], new["attempt"], new["retry_of"]) == ("queued", 0, job_id)
+    assert (new["request"], new["labels"]) == (failed["request"], {"team": "search"})
+    [queued] = api.get(f"/jobs/{new['id']}/events").json()["events"]
+    assert queued["data"] == {"retry_of": job_id}
+    assert api.get(f"/jobs/{job_id}").json() == failed
+    assert store.died(taken(store, new["id"]), reason="killed", max_attempts=2) == "queued"
+
+
+def test_a_retry_means_the_commit_that_the_first_job_meant(api: TestClient, store: JobStore) -> None:
+    spec = JobSpec.model_validate(REQUEST)
+    job = store.submit(spec, commit="c" * 40)
+    store.cancel(job.id)
+    assert store.retry(job.id).commit == "c" * 40
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "succeeded"])
+def test_only_a_job_that_failed_or_was_cancelled_is_retried(api: TestClient, store: JobStore, state: str) -> None:
+    job_id = submitted(api)
+    if state != "queued":
+        lease = taken(store, job_id)
+        if state == "succeeded":
+            store.succeed(lease)
+    assert "retry" not in api.get(f"/jobs/{job_id}").json()["links"]
+    assert state in problem(api.post(f"/jobs/{job_id}/retry"), 409, "conflict")["detail"]
+
+
+def test_a_key_of_a_submit_is_none_of_a_retry(api: TestClient, store: JobStore) -> None:
+    key = {"Idempotency-Key": "k"}
+    job_id = api.post("/jobs", json=REQUEST, headers=key).json()["id"]
+    api.post(f"/jobs/{job_id}/cancel")
+    problem(api.post(f"/jobs/{job_id}/retry", headers=key), 422, "idempotency_mismatch", "Idempotency-Key")
+
+
+def test_a_job_that_has_ended_is_deleted_with_all_that_it_left(
+    api: TestClient, store: JobStore, settings: Settings, tmp_path: Path
+) -> None:
+    job_id, other = submitted(api), submitted(api)
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "config.json").write_text("{}")
+    artifacts = ArtifactStore(settings.artifacts)
+    lease = taken(store, job_id)
+    stored = artifacts.put_folder(job_id, tmp_path / "result")
+    store.store_result(lease, metrics=METRICS, artifacts=as_json(stored))
+    body = problem(api.delete(f"/jobs/{job_id}"), 409, "conflict")
+    assert "running" in body["detail"]
+    assert api.get(f"/jobs/{job_id}/artifacts/config.json").status_code == 200
+    store.succeed(lease)
+    answer = api.delete(f"/jobs/{job_id}")
+    assert (answer.status_code, answer.content) == (204, b"")
+    for path in ("", "/events", "/artifacts", "/artifacts/config.json"):
+        problem(api.get(f"/jobs/{job_id}{path}"), 404, "job_not_found")
+    problem(api.delete(f"/jobs/{job_id}"), 404, "job_not_found")
+    assert not (settings.data_dir / "artifacts" / job_id).exists()
+    assert [job["id"] for job in api.get("/jobs").json()["jobs"]] == [other]
 
 
 def test_filters(api: TestClient, store: JobStore) -> None:

@@ -66,6 +66,23 @@ def test_a_cancelled_job_ends_its_events(client: Client) -> None:
     assert list(client.events(job.id))[-1].type == "cancelled"
 
 
+def test_a_cancelled_job_is_retried_and_both_are_deleted(client: Client, data_dir: Path) -> None:
+    job = client.submit(TINY_JOB)
+    client.cancel(job.id)
+    list(client.events(job.id))
+    again = client.retry(job.id)
+    with pytest.raises(ServiceRefused, match="cancel it") as refused:
+        client.delete(again.id)
+    assert refused.value.http_status == 409
+    list(client.events(again.id))
+    assert client.get(again.id).status == "succeeded"
+    for deleted in (job, again):
+        client.delete(deleted.id)
+        with pytest.raises(ServiceRefused, match="no job"):
+            client.get(deleted.id)
+    assert not (data_dir / "artifacts" / again.id).exists()
+
+
 def test_a_damaged_download_leaves_nothing(client: Client, data_dir: Path, tmp_path: Path) -> None:
     job = client.submit(TINY_JOB)
     list(client.events(job.id))

@@ -248,6 +248,11 @@ def test_submit_watch_show_list_and_download(url: str, spec_file: Path, tmp_path
     assert run("download", job_id, "--out", str(folder), url=url).exit_code == 2
     ended = run("cancel", job_id, url=url)
     assert (ended.exit_code, "already succeeded" in ended.stderr) == (1, True)
+    refused = run("retry", job_id, url=url)
+    assert (refused.exit_code, "only a job that failed" in refused.stderr) == (1, True)
+    assert run("delete", job_id, url=url).exit_code == 1, "nobody said yes"
+    assert run("delete", job_id, "--yes", url=url).exit_code == 0
+    assert "no job" in run("show", job_id, url=url).stderr
 
 
 def test_submit_with_watch_ends_with_the_jobs_own_error(url: str, spec_file: Path, data_dir: Path) -> None:

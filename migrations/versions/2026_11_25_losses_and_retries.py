@@ -1,4 +1,4 @@
-"""Count workers that fell silent apart from processes that died."""
+"""Count workers that fell silent apart from processes that died, and say which job another one retries."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,9 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("job", sa.Column("losses", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("job", sa.Column("retry_of", sa.String(26)))
 
 
 def downgrade() -> None:
+    op.drop_column("job", "retry_of")
     op.drop_column("job", "losses")
