@@ -1,6 +1,7 @@
 """Puts the benchmarks' tables into the pages that show them, so that no number is typed by hand: `make tables`."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -38,17 +39,74 @@ def main_job(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"main_job": main_job}
-PAGES = ("README.md",)
+def quality(found: dict[str, Any]) -> str:
+    """What each method keeps, those that keep most first, by size."""
+    texts = list(found["rows"][0]["perplexity"])
+    dense = found["rows"][0]["perplexity"]
+    lines = [
+        f"| layers | method | {' | '.join(f'{text} ppl (x dense)' for text in texts)} | accuracy | kept |",
+        f"| ---: | --- | {' | '.join(['---:'] * (2 + len(texts)))} |",
+    ]
+    for row in sorted(found["rows"], key=lambda row: (-row["layers"], row["perplexity"][texts[0]])):
+        name = f"**{row['method']}**" if row["method"].startswith("flattengpt") else row["method"]
+        figures = " | ".join(
+            f"{row['perplexity'][text]:.1f} ({row['perplexity'][text] / dense[text]:.2f})" for text in texts
+        )
+        lines.append(f"| {row['layers']} | {name} | {figures} | {_accuracy(row)} | {_kept(row)} |")
+    evaluation, calibration = found["evaluation"], found["calibration"]
+    shares = ", ".join(f"{count} of {name}" for name, count in calibration["windows"].items())
+    tokens = ", ".join(f"{count:,} tokens of {text}" for text, count in evaluation["tokens"].items())
+    lines += [
+        "",
+        f"{found['model']}, {found['split']} split: {tokens}, windows of {evaluation['sequence_length']}. Accuracy: "
+        "mean of PIQA, WinoGrande, HellaSwag, ARC-e and ARC-c over the first "
+        f"{evaluation['task_items']} items of each, with its standard error; kept: its share of the dense model's. "
+        f"Calibration for all rows: windows of {calibration['sequence_length']} tokens, {shares}.",
+    ]
+    return "\n".join(lines)
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    if not row["accuracy"]:
+        return ""
+    return f"{100 * row['accuracy']['mean']:.1f} ± {100 * row['accuracy_stderr']['mean']:.1f}"
+
+
+def _kept(row: dict[str, Any]) -> str:
+    """Percentages are rounded down, so that no loss is rounded away."""
+    if not row["retention"]:
+        return ""
+    kept = row["retention"]["mean"]
+    return f"{math.floor(1000 * kept['raw']) / 10:.1f} % ± {100 * kept['raw_stderr']:.1f}"
+
+
+def bars(found: dict[str, Any]) -> str:
+    """What was to be reached, and what was."""
+    lines = ["| figure | bound | measured | holds |", "| --- | ---: | ---: | --- |"]
+    for claim in found["claims"]:
+        lines.append(
+            f"| {claim['what']} | {claim['bound']} | {claim['value']:.3f} | {'yes' if claim['holds'] else '**no**'} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "main_job": ("main_job.json", main_job),
+    "quality": ("quality.json", quality),
+    "bars": ("quality.json", bars),
+}
+PAGES = {"README.md": ["main_job", "quality"], "docs/research.md": ["bars"]}
+"""The pages, and which tables each shows."""
 
 
 def rendered(page: str) -> str:
-    """The page's text with each table between its markers made anew from `NAME.json`."""
+    """The page's text with each table between its markers made anew from its JSON."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
-        found = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
-        return f"<!-- {name}:begin -->\n{TABLES[name](found)}\n<!-- {name}:end -->"
+        file, draw = TABLES[name]
+        found = json.loads((HERE / file).read_text(encoding="utf-8"))
+        return f"<!-- {name}:begin -->\n{draw(found)}\n<!-- {name}:end -->"
 
     return re.sub(r"<!-- (?P<name>\w+):begin -->.*?<!-- (?P=name):end -->", table, page, flags=re.DOTALL)
 

@@ -1,12 +1,13 @@
 """The pages show what the benchmarks measured."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.render import HERE, PAGES, ROOT, rendered
+from benchmarks.render import HERE, PAGES, ROOT, _kept, rendered
 
 MAIN_JOB: dict[str, Any] = json.loads((HERE / "main_job.json").read_text(encoding="utf-8"))
 
@@ -14,7 +15,7 @@ MAIN_JOB: dict[str, Any] = json.loads((HERE / "main_job.json").read_text(encodin
 @pytest.mark.parametrize("page", PAGES)
 def test_each_page_is_up_to_date(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert "<!-- main_job:begin -->\n|" in text
+    assert re.findall(r"<!-- (\w+):begin -->\n\|", text) == PAGES[page]
     assert rendered(text) == text
 
 
@@ -31,3 +32,22 @@ def test_what_is_shown_was_measured_on_the_test_split_and_held() -> None:
     assert MAIN_JOB["rows"][0]["method"] == "dense"
     assert [claim["what"] for claim in MAIN_JOB["claims"] if not claim["holds"]] == []
     assert Path(HERE / "main_job.svg").is_file()
+
+
+QUALITY: dict[str, Any] = json.loads((HERE / "quality.json").read_text(encoding="utf-8"))
+
+
+def test_what_a_method_keeps_is_measured_on_the_test_split_and_losses_are_shown_too() -> None:
+    assert QUALITY["split"] == "test"
+    assert QUALITY["rows"][0]["method"] == "dense"
+    page = rendered("<!-- quality:begin -->\n<!-- quality:end -->\n<!-- bars:begin -->\n<!-- bars:end -->")
+    for row in QUALITY["rows"]:
+        assert f"{row['perplexity']['C4']:.1f} (" in page
+    for claim in QUALITY["claims"]:
+        assert f"| {claim['bound']} | {claim['value']:.3f} | {'yes' if claim['holds'] else '**no**'} |" in page
+
+
+def test_percentages_are_rounded_down() -> None:
+    row = {"retention": {"mean": {"raw": 0.91999, "raw_stderr": 0.012}}}
+    assert _kept(row) == "91.9 % ± 1.2"
+    assert _kept({"retention": {}}) == ""
