@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from api import problems
 from api.body_limit import BodyLimit
 from api.host_guard import HostGuard
-from api.routes import artifacts, events, jobs, service
+from api.routes import artifacts, events, jobs, metrics, service
 from api.state import State
 from jobs.artifacts import ArtifactStore
 from jobs.broker import make_announcer
@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     # Without keys the loopback address is the only guard: a page in a browser must not get past it by DNS rebinding.
     app.add_middleware(HostGuard)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    for module in (jobs, events, artifacts, service):
+    for module in (jobs, events, artifacts, service, metrics):
         app.include_router(module.router)
     _describe_problems(app)
     return app

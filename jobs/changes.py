@@ -4,12 +4,14 @@ A worker's change names the attempt that took the job and every change of status
 `states.TRANSITIONS` that may precede it, both in the WHERE of the update: a change that comes too late finds no row.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
+from jobs import tallies
 from jobs.clock import now_plus
 from jobs.errors import LeaseLost, WorkerLost
 from jobs.records import Event, Lease
@@ -22,7 +24,7 @@ OWNED = (JobStatus.RUNNING, JobStatus.CANCELLING)
 HANDED_BACK, DIED, LEASE_EXPIRED = "handed_back", "died", "lease_expired"
 """The events that tell how an attempt ended which did not end the job."""
 
-_FREED = {"lease_expires_at": None, "worker": None, "stage": None}
+_FREED = {"lease_expires_at": None, "worker": None, "stage": None, "stage_started_at": None}
 
 
 def owned_by(lease: Lease) -> tuple[ColumnElement[bool], ...]:
@@ -54,9 +56,21 @@ def update_owned(session: Session, lease: Lease, values: dict[str, Any], events:
     return JobStatus(status)
 
 
+def enter_stage(
+    session: Session, lease: Lease, stage: str, values: dict[str, Any], events: Sequence[Event]
+) -> JobStatus:
+    """As `update_owned`, with the time of the stage before kept. Raises LeaseLost."""
+    before = _stage_seconds(session, lease)
+    status = update_owned(session, lease, values | {"stage": stage, "stage_started_at": now_plus()}, events)
+    tallies.add(session, before)
+    return status
+
+
 def end(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any], data: dict[str, Any]) -> None:
     """Bring the job to a terminal state. Raises LeaseLost."""
-    _move(session, lease, target, {"finished_at": now_plus(), "lease_expires_at": None} | values, data)
+    last_stage = _stage_seconds(session, lease)
+    _end(session, lease, target, values, data)
+    tallies.add(session, last_stage, tallies.counted(tallies.ATTEMPTS_ENDED, target.value))
 
 
 def count_death(session: Session, lease: Lease) -> int:
@@ -90,16 +104,38 @@ def give_up(
     row = session.execute(select(Job.status, Job.stage).where(*owned_by(lease)).with_for_update()).first()
     if row is None:
         raise lost(lease)
+    stage_seconds = _stage_seconds(session, lease)
     append(session, lease.job_id, [Event(what, {"reason": reason, "stage": row.stage, **details})])
     if row.status == JobStatus.CANCELLING:
-        end(session, lease, JobStatus.CANCELLED, _FREED, {})
-        return JobStatus.CANCELLED
-    if final:
+        target = JobStatus.CANCELLED
+        _end(session, lease, target, _FREED, {})
+    elif final:
+        target = JobStatus.FAILED
         error = WorkerLost(f"The job was given up. {_reasons(session, lease.job_id)}.").as_dict()
-        end(session, lease, JobStatus.FAILED, _FREED | {"error": error}, {"error": error})
-        return JobStatus.FAILED
-    _move(session, lease, JobStatus.QUEUED, _FREED | {"announced_at": None}, {})
-    return JobStatus.QUEUED
+        _end(session, lease, target, _FREED | {"error": error}, {"error": error})
+    else:
+        target = JobStatus.QUEUED
+        _move(session, lease, target, _FREED | {"announced_at": None}, {})
+    peak = details.get("peak_memory_bytes")
+    memory = tallies.observed(tallies.PEAK_MEMORY_BYTES, peak) if peak else Counter[tallies.Key]()
+    tallies.add(session, stage_seconds, memory, tallies.counted(tallies.ATTEMPTS_ENDED, what))
+    return target
+
+
+def _stage_seconds(session: Session, lease: Lease) -> Counter[tallies.Key]:
+    """How long the attempt has been in its stage, by the database's clock. Raises LeaseLost."""
+    query = select(Job.stage, Job.stage_started_at, now_plus().label("now")).where(*owned_by(lease))
+    row = session.execute(query.with_for_update()).first()
+    if row is None:
+        raise lost(lease)
+    if row.stage is None or row.stage_started_at is None:
+        return Counter()
+    seconds = max(0.0, (row.now - row.stage_started_at).total_seconds())
+    return tallies.observed(tallies.STAGE_SECONDS, seconds, row.stage)
+
+
+def _end(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any], data: dict[str, Any]) -> None:
+    _move(session, lease, target, {"finished_at": now_plus(), "lease_expires_at": None} | values, data)
 
 
 def _move(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any], data: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.states import TERMINAL, JobStatus
 from jobs.tables import Job, JobEvent
+from jobs.tallies import Histogram
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,15 @@ class Page:
 
     jobs: list[JobRecord]
     next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The service as a whole. attempts_ended: by how. stage_seconds: by stage."""
+
+    jobs: dict[JobStatus, int]
+    queue_age_seconds: float
+    attempts_started: float
+    attempts_ended: dict[str, float]
+    stage_seconds: dict[str, Histogram]
+    peak_memory_bytes: Histogram | None

@@ -14,10 +14,10 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import sessionmaker
 from ulid import ULID
 
-from jobs import changes
+from jobs import changes, tallies
 from jobs.clock import now_plus
 from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound
-from jobs.records import Event, EventRecord, JobRecord, Lease, Page
+from jobs.records import Event, EventRecord, JobRecord, Lease, Overview, Page
 from jobs.spec import JobSpec
 from jobs.states import TERMINAL, JobStatus, sources
 from jobs.tables import Job, JobEvent
@@ -167,6 +167,7 @@ class JobStore:
             if attempt is None:
                 return None
             changes.append(session, job_id, [Event("started", {"attempt": attempt})])
+            tallies.add(session, tallies.counted(tallies.ATTEMPTS_STARTED))
         return Lease(job_id, attempt)
 
     def next_queued(self) -> str | None:
@@ -185,11 +186,11 @@ class JobStore:
     ) -> JobStatus:
         """Note how far the attempt is; progress never goes back. Raises LeaseLost."""
         values: dict[str, Any] = {}
-        if stage is not None:
-            values["stage"] = stage
         if progress is not None:
             values["progress"] = case((Job.progress < progress, progress), else_=Job.progress)
         with self._write.begin() as session:
+            if stage is not None:
+                return changes.enter_stage(session, lease, stage, values, events)
             return changes.update_owned(session, lease, values, events)
 
     @patiently
@@ -198,6 +199,8 @@ class JobStore:
         values = {"metrics": metrics, "artifacts": list(artifacts)}
         with self._write.begin() as session:
             changes.update_owned(session, lease, values, [Event("stored", {})])
+            if peak := metrics.get("peak_memory_bytes"):
+                tallies.add(session, tallies.observed(tallies.PEAK_MEMORY_BYTES, peak))
 
     @patiently
     def succeed(self, lease: Lease, *, published_url: str | None = None) -> None:
@@ -288,6 +291,24 @@ class JobStore:
             # `due` again, since another sweeper may have marked the same rows in between.
             marked = update(Job).where(Job.id.in_(oldest.scalar_subquery()), *due).values(announced_at=now_plus())
             return sorted(session.scalars(marked.returning(Job.id)))
+
+    # Seen from outside
+
+    def overview(self) -> Overview:
+        """How many jobs there are, how long the oldest has waited, and what was counted."""
+        with self._read() as session:
+            counts = session.execute(select(Job.status, func.count()).group_by(Job.status))
+            by_status = {status: count for status, count in counts}
+            waiting = select(Job.created_at, now_plus().label("now")).where(Job.status == JobStatus.QUEUED)
+            oldest = session.execute(waiting.order_by(Job.id).limit(1)).first()
+            return Overview(
+                jobs={status: by_status.get(status.value, 0) for status in JobStatus},
+                queue_age_seconds=(oldest.now - oldest.created_at).total_seconds() if oldest else 0.0,
+                attempts_started=tallies.counters(session, tallies.ATTEMPTS_STARTED).get("", 0.0),
+                attempts_ended=tallies.counters(session, tallies.ATTEMPTS_ENDED),
+                stage_seconds=tallies.histograms(session, tallies.STAGE_SECONDS),
+                peak_memory_bytes=tallies.histograms(session, tallies.PEAK_MEMORY_BYTES).get(""),
+            )
 
     def ping(self) -> None:
         """Ask the database for anything; raises what the driver raises if it cannot answer."""

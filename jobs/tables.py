@@ -68,6 +68,19 @@ class Job(Base):
     """Attempts whose worker fell silent: it was killed from outside, or its machine went away. The limit is higher."""
     retry_of: Mapped[str | None] = mapped_column(String(26))
     """The job whose request this one repeats; it may be deleted by now."""
+    stage_started_at: Mapped[datetime | None]
+
+
+class Tally(Base):
+    """A count for `/metrics`; see `tallies`."""
+
+    __tablename__ = "tally"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    label: Mapped[str] = mapped_column(String(64), primary_key=True)
+    part: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """Empty for a counter; of a histogram a bucket's upper bound, or `sum`."""
+    value: Mapped[float] = mapped_column(Float)
 
 
 class JobEvent(Base):

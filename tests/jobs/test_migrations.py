@@ -79,7 +79,7 @@ def test_the_migrated_schema_is_the_one_of_the_models(engine: Engine) -> None:
     downgrade(engine)
     Base.metadata.create_all(engine)
     assert migrated == schema(engine)
-    assert set(migrated) == {"job", "job_event"}
+    assert set(migrated) == {"job", "job_event", "tally"}
 
 
 def test_the_database_refuses_what_no_job_is(engine: Engine) -> None:
@@ -127,7 +127,7 @@ def test_processes_that_start_at_once(database_url: str) -> None:
     said = [process.communicate("go\n", timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0] * 3, said
     engine = make_engine(database_url)
-    assert set(schema(engine)) == {"job", "job_event"}
+    assert set(schema(engine)) == {"job", "job_event", "tally"}
     engine.dispose()
 
 
@@ -152,5 +152,5 @@ def test_turning_wal_on_waits_for_a_writer(tmp_path: Path) -> None:
         threading.Timer(0.3, other.execute, ["COMMIT"]).start()
         engine = make_engine(f"sqlite:///{file}")
         upgrade(engine)
-    assert set(schema(engine)) == {"job", "job_event", "t"}
+    assert set(schema(engine)) == {"job", "job_event", "tally", "t"}
     engine.dispose()
