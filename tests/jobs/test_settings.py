@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,13 @@ def test_the_token_does_not_show() -> None:
 def test_a_lease_outlasts_a_missed_heartbeat() -> None:
     with pytest.raises(ValidationError, match="FLATTENGPT_HEARTBEAT_SECONDS must be at most half"):
         Settings(lease_seconds=5, heartbeat_seconds=3)
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", page, flags=re.MULTILINE))
+    for name, field in Settings.model_fields.items():
+        variable = field.validation_alias or f"FLATTENGPT_{name.upper()}"
+        assert variable in rows, f"{variable} is not in docs/deploy.md"
+        if isinstance(field.default, int | float):
+            assert float(rows[str(variable)]) == field.default
