@@ -9,10 +9,11 @@ from datetime import datetime
 
 import psutil
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from jobs.records import EventRecord, Lease
+from jobs.clock import now_plus
+from jobs.records import EventRecord
 from jobs.settings import Settings
 from jobs.states import JobStatus
 from jobs.store import JobStore
@@ -211,13 +212,14 @@ def test_a_child_that_dies_of_the_cancel_is_no_death(
 
 
 def test_a_parent_that_lost_its_lease_stops_its_child_and_writes_nothing(
-    store: JobStore, queued: str, workers: Workers
+    store: JobStore, engine: Engine, queued: str, workers: Workers
 ) -> None:
     worker = workers(stand_in(FOREVER)).start(queued)
     child = wait_for_child(store, queued)
-    # What the sweeper and another worker do when this one has been silent for too long.
-    store.hand_back(Lease(queued, 1), reason="test")
-    assert store.take(queued, worker="other", lease_seconds=60) == Lease(queued, 2)
+    # What the sweeper and another worker do when this one has been silent for too long; at once, or this one takes it.
+    with engine.begin() as connection:
+        taken = {"attempt": 2, "worker": "other", "lease_expires_at": now_plus(60)}
+        connection.execute(update(Job).where(Job.id == queued).values(taken))
     before = store.events(queued)
     worker.finish()
     assert not psutil.pid_exists(child)
