@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.render import HERE, PAGES, ROOT, _kept, rendered
+from benchmarks.render import HERE, PAGES, ROOT, _kept, bars, rendered
 
 MAIN_JOB: dict[str, Any] = json.loads((HERE / "main_job.json").read_text(encoding="utf-8"))
 
@@ -44,7 +44,14 @@ def test_what_a_method_keeps_is_measured_on_the_test_split_and_losses_are_shown_
     for row in QUALITY["rows"]:
         assert f"{row['perplexity']['C4']:.1f} (" in page
     for claim in QUALITY["claims"]:
-        assert f"| {claim['bound']} | {claim['value']:.3f} | {'yes' if claim['holds'] else '**no**'} |" in page
+        assert f"| {claim['what']} | {claim['bound']} | " in page
+    assert page.count("| **no** |") == sum(not claim["holds"] for claim in QUALITY["claims"])
+
+
+@pytest.mark.parametrize(("bound", "shown"), [("<= 0.75", "0.868"), (">= 0.9", "0.867")])
+def test_a_measured_bar_is_rounded_against_us(bound: str, shown: str) -> None:
+    claim = {"what": "w", "bound": bound, "value": 0.8675, "holds": False}
+    assert bars({"claims": [claim]}).endswith(f"| w | {bound} | {shown} | **no** |")
 
 
 def test_percentages_are_rounded_down() -> None:
