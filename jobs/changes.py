@@ -6,9 +6,10 @@ A worker's change names the attempt that took the job and every change of status
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, Row, select, update
 from sqlalchemy.orm import Session
 
 from jobs import tallies
@@ -60,7 +61,7 @@ def enter_stage(
     session: Session, lease: Lease, stage: str, values: dict[str, Any], events: Sequence[Event]
 ) -> JobStatus:
     """As `update_owned`, with the time of the stage before kept. Raises LeaseLost."""
-    before = _stage_seconds(session, lease)
+    before = _stage_seconds(_locked(session, lease))
     status = update_owned(session, lease, values | {"stage": stage, "stage_started_at": now_plus()}, events)
     tallies.add(session, before)
     return status
@@ -68,7 +69,7 @@ def enter_stage(
 
 def end(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any], data: dict[str, Any]) -> None:
     """Bring the job to a terminal state. Raises LeaseLost."""
-    last_stage = _stage_seconds(session, lease)
+    last_stage = _stage_seconds(_locked(session, lease))
     _end(session, lease, target, values, data)
     tallies.add(session, last_stage, tallies.counted(tallies.ATTEMPTS_ENDED, target.value))
 
@@ -101,10 +102,7 @@ def give_up(
         LeaseLost: another attempt owns the job.
     """
     # The row's lock keeps a cancel from coming in between, which would leave the job without a worker.
-    row = session.execute(select(Job.status, Job.stage).where(*owned_by(lease)).with_for_update()).first()
-    if row is None:
-        raise lost(lease)
-    stage_seconds = _stage_seconds(session, lease)
+    row = _locked(session, lease)
     append(session, lease.job_id, [Event(what, {"reason": reason, "stage": row.stage, **details})])
     if row.status == JobStatus.CANCELLING:
         target = JobStatus.CANCELLED
@@ -118,16 +116,21 @@ def give_up(
         _move(session, lease, target, _FREED | {"announced_at": None}, {})
     peak = details.get("peak_memory_bytes")
     memory = tallies.observed(tallies.PEAK_MEMORY_BYTES, peak) if peak else Counter[tallies.Key]()
-    tallies.add(session, stage_seconds, memory, tallies.counted(tallies.ATTEMPTS_ENDED, what))
+    tallies.add(session, _stage_seconds(row), memory, tallies.counted(tallies.ATTEMPTS_ENDED, what))
     return target
 
 
-def _stage_seconds(session: Session, lease: Lease) -> Counter[tallies.Key]:
-    """How long the attempt has been in its stage, by the database's clock. Raises LeaseLost."""
-    query = select(Job.stage, Job.stage_started_at, now_plus().label("now")).where(*owned_by(lease))
+def _locked(session: Session, lease: Lease) -> Row[str, str | None, datetime | None, datetime]:
+    """The owned job's status and stage, and the database's time, under the row's lock. Raises LeaseLost."""
+    query = select(Job.status, Job.stage, Job.stage_started_at, now_plus().label("now")).where(*owned_by(lease))
     row = session.execute(query.with_for_update()).first()
     if row is None:
         raise lost(lease)
+    return row
+
+
+def _stage_seconds(row: Row[str, str | None, datetime | None, datetime]) -> Counter[tallies.Key]:
+    """How long the attempt has been in its stage, by the database's clock."""
     if row.stage is None or row.stage_started_at is None:
         return Counter()
     seconds = max(0.0, (row.now - row.stage_started_at).total_seconds())
