@@ -24,20 +24,33 @@ class Announcer(Protocol):
     def announce(self, job_id: str) -> None:
         """Wake a worker; must not raise, since a lost announcement is repeated by the sweeper."""
 
+    def waiting(self) -> int:
+        """How many announcements no worker has heard yet, as far as that can be told; must not raise."""
+
 
 class CeleryAnnouncer:
     """Announces through the broker."""
 
-    def __init__(self, app: Celery, *, expires_seconds: float) -> None:
+    def __init__(self, app: Celery) -> None:
         self._app = app
-        self._expires_seconds = expires_seconds
 
     def announce(self, job_id: str) -> None:
-        """Send the message once; a broker that is down costs a log line and at most a few seconds."""
+        """Send the message once; a broker that is down costs a log line and at most a few seconds.
+
+        It has no time of expiry, which a worker whose clock is ahead would find passed.
+        """
         try:
-            self._app.send_task(TASK, args=(job_id,), queue=QUEUE, expires=self._expires_seconds, retry=False)
+            self._app.send_task(TASK, args=(job_id,), queue=QUEUE, retry=False)
         except Exception as error:  # whatever a broker's client raises, the sweeper will announce again
             log.warning("announcement failed", job_id=job_id, error=type(error).__name__)
+
+    def waiting(self) -> int:
+        """The length of the broker's queue; 0 if the broker does not say."""
+        try:
+            with self._app.connection_for_write(connect_timeout=2) as connection:
+                return int(connection.default_channel.queue_declare(QUEUE, passive=True).message_count)
+        except Exception:  # down, or the queue was never used: announcing will tell
+            return 0
 
     def ping(self) -> None:
         """Connect to the broker; raises what its client raises if it does not answer."""
@@ -46,8 +59,8 @@ class CeleryAnnouncer:
 
 
 def make_announcer(settings: Settings) -> CeleryAnnouncer:
-    """The announcer of these settings; messages expire when the sweeper repeats them."""
-    return CeleryAnnouncer(make_celery(settings), expires_seconds=2 * settings.announce_after_seconds)
+    """The announcer of these settings."""
+    return CeleryAnnouncer(make_celery(settings))
 
 
 def make_celery(settings: Settings) -> Celery:

@@ -9,6 +9,17 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, event, make_url, text
 
+_POSTGRESQL = {
+    "connect_timeout": 10,
+    # A process that is stopped in the middle of a transaction must not keep its locks from the others.
+    "options": "-c idle_in_transaction_session_timeout=10s -c lock_timeout=30s",
+    # A host that vanished without a word is noticed in about half a minute.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+"""libpq's options; seconds, but for the last in milliseconds."""
 _MIGRATION_LOCK = 0x666C6174  # any constant: the key of PostgreSQL's advisory lock
 
 
@@ -21,7 +32,9 @@ def make_engine(url: str) -> Engine:
     """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=30)
+        # What the URL itself says wins.
+        arguments = {name: value for name, value in _POSTGRESQL.items() if name not in parsed.query}
+        return create_engine(parsed, connect_args=arguments, pool_pre_ping=True, pool_size=10, max_overflow=30)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
@@ -54,6 +67,7 @@ def upgrade(engine: Engine) -> None:
     """Bring the schema to the newest version; safe when several processes start at once."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL lock_timeout = 0"))  # another one's migration may take minutes
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         config = alembic_config(engine)
         config.attributes["connection"] = connection

@@ -12,6 +12,9 @@ from jobs.broker import Announcer
 from jobs.settings import Settings
 from jobs.store import JobStore
 
+UNHEARD = 100
+"""No more is announced while so many announcements wait: without a worker they would pile up for days."""
+
 log = structlog.get_logger()
 
 
@@ -19,6 +22,8 @@ def sweep_once(store: JobStore, announcer: Announcer, settings: Settings) -> Non
     """Give up attempts whose lease ran out, then announce queued jobs that are due."""
     for job_id in store.release_expired(max_losses=settings.max_losses):
         log.warning("lease expired", job_id=job_id)
+    if announcer.waiting() >= UNHEARD:
+        return
     for job_id in store.due_for_announcement(after_seconds=settings.announce_after_seconds):
         announcer.announce(job_id)
 

@@ -644,6 +644,20 @@ def test_sweepers_at_once_announce_once(store: JobStore, spec: JobSpec) -> None:
         assert sorted(job_id for some in found for job_id in some) == ids
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_process_that_stops_in_mid_write_keeps_no_locks(engine: Engine, store: JobStore, spec: JobSpec) -> None:
+    lease = running(store, spec, lease_seconds=OVER)
+    with engine.connect() as stopped:
+        assert stopped.scalar(text("SHOW idle_in_transaction_session_timeout")) == "10s"
+        stopped.rollback()
+        stopped.execute(text("SET idle_in_transaction_session_timeout = '200ms'"))
+        stopped.commit()
+        stopped.execute(update(Job).where(Job.id == lease.job_id).values(progress=0.5))
+        assert store.release_expired(max_losses=3) == [lease.job_id]
+        stopped.invalidate()
+    assert store.get(lease.job_id).progress == 0
+
+
 # Time
 
 

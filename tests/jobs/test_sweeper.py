@@ -16,7 +16,7 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
 from jobs.store import JobStore
-from jobs.sweeper import sweep_once, sweep_until
+from jobs.sweeper import UNHEARD, sweep_once, sweep_until
 
 
 @pytest.fixture(params=["folders", "redis"])
@@ -80,7 +80,7 @@ def test_an_announcement_is_one_message_of_the_id(tmp_path_factory: pytest.TempP
     assert (args, kwargs, message.content_type) == (["01JOB"], {}, "application/json")
     assert not any(embedded.values())
     assert (message.headers["task"], message.headers["argsrepr"]) == (TASK, "('01JOB',)")
-    assert message.headers["expires"] is not None
+    assert message.headers["expires"] is None, "by whose clock?"
     assert rung(settings) == []
 
 
@@ -104,6 +104,22 @@ def test_a_sweep_announces_the_jobs_of_silent_workers(store: JobStore, settings:
     sweep_once(store, make_announcer(settings), settings)
     assert rung_ids(settings) == []
     assert store.get(job_id).status is JobStatus.FAILED
+
+
+def test_what_no_worker_hears_does_not_pile_up(
+    store: JobStore, settings: Settings, broker_url: str, spec: JobSpec
+) -> None:
+    settings = settings.model_copy(update={"broker_url": broker_url, "announce_after_seconds": -1})
+    for _ in range(UNHEARD + 20):
+        store.submit(spec)
+    announcer = make_announcer(settings)
+    assert announcer.waiting() == 0
+    for _ in range(15):
+        sweep_once(store, announcer, settings)
+    assert announcer.waiting() == UNHEARD
+    assert len(rung(settings)) == UNHEARD
+    sweep_once(store, announcer, settings)
+    assert announcer.waiting() == 10
 
 
 def test_a_broker_that_is_down_costs_no_job(
@@ -162,6 +178,9 @@ def test_sweeping_goes_on_after_an_announcer_that_breaks_its_word(
     class Rude:
         def __init__(self) -> None:
             self.asked: list[str] = []
+
+        def waiting(self) -> int:
+            return 0
 
         def announce(self, job_id: str) -> None:
             self.asked.append(job_id)
