@@ -12,7 +12,7 @@ from jobs.database import make_engine
 from jobs.logs import configure_logs
 from jobs.settings import Settings
 from jobs.store import JobStore
-from worker.parent import Parent
+from worker.parent import Command, Parent, child_command
 
 configure_logs()
 settings = Settings()
@@ -31,12 +31,17 @@ def stop_children(**_: object) -> None:
 @app.task(name=TASK)
 def compress(job_id: str) -> None:
     """Work on the job, then on whatever else is queued: the message only wakes, the database says what to do."""
+    work(job_id, child_command)
+
+
+def work(job_id: str, command: Command) -> None:
+    """As `compress`; `command` is what runs an attempt."""
     # A signal to the whole service, as systemd sends it, reaches this process too, and must not kill it first.
     usual = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     engine = make_engine(settings.database)
     try:
         name = f"{socket.gethostname()}:{os.getppid()}"
-        Parent(JobStore(engine), settings, name, stopping.is_set).work_from(job_id)
+        Parent(JobStore(engine), settings, name, stopping.is_set, command).work_from(job_id)
     finally:
         engine.dispose()
         signal.signal(signal.SIGTERM, usual)
