@@ -24,20 +24,13 @@ from sqlalchemy.orm import sessionmaker
 from flattengpt_core.errors import InvalidRequest
 from jobs.clock import now_plus
 from jobs.errors import KeyNameTaken, KeyNotFound
+from jobs.scopes import Scope
 from jobs.tables import ApiKey
 
 _KEY = re.compile(r"(fgpt_([a-z2-7]{16})_[a-z2-7]{40})([0-9a-f]{8})")
 _NAME = re.compile(r"[\w.@-]{1,64}", re.ASCII)
 _NOTE_USE_SECONDS = 60
 _DAY_SECONDS = 86_400
-
-
-class Scope(StrEnum):
-    """What a key may do. `admin` may do everything, with every key's jobs."""
-
-    JOBS_READ = "jobs:read"
-    JOBS_WRITE = "jobs:write"
-    ADMIN = "admin"
 
 
 class KeyState(StrEnum):
