@@ -81,11 +81,6 @@ class NotReady(FlattenGPTError):
     retryable = True
 
 
-class ConfigurationError(FlattenGPTError):
-    code = "configuration_error"
-    title = "The service is set up wrongly"
-
-
 class PublishFailed(FlattenGPTError):
     code = "publish_failed"
     status = 502
