@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Row, event, select, update
+from sqlalchemy import Engine, Row, event, select, text, update
 
 from jobs.clock import now_plus
 from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, LeaseLost, QueueFull, QuotaExceeded, TooManyJobs
@@ -783,7 +783,7 @@ def test_sweepers_at_once_announce_once(store: JobStore, spec: JobSpec) -> None:
         assert sorted(job_id for some in found for job_id in some) == ids
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 def test_a_process_that_stops_in_mid_write_keeps_no_locks(engine: Engine, store: JobStore, spec: JobSpec) -> None:
     lease = running(store, spec, lease_seconds=OVER)
     with engine.connect() as stopped:
