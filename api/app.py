@@ -15,7 +15,7 @@ from api.state import State
 from jobs.artifacts import ArtifactStore
 from jobs.broker import make_announcer
 from jobs.database import make_engine
-from jobs.errors import ConfigurationError
+from jobs.keys import KeyStore
 from jobs.settings import Settings
 from jobs.store import JobStore
 
@@ -26,16 +26,9 @@ with the evidence of what it cost in quality. Errors are `application/problem+js
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application for these settings.
-
-    Raises:
-        ConfigurationError: authentication is required, which is not built yet.
-    """
-    if settings.auth != "none":
-        raise ConfigurationError(
-            "API keys are not available yet: set FLATTENGPT_AUTH=none and bind to a loopback address."
-        )
+    """The application for these settings."""
     engine = make_engine(settings.database)
+    store = JobStore(engine, max_queued=settings.max_queued_jobs, max_per_owner=settings.max_jobs_per_key)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -50,10 +43,13 @@ def create_app(settings: Settings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses=problems.responses(400),
     )
-    app.state.parts = State(settings, JobStore(engine), ArtifactStore(settings.artifacts), make_announcer(settings))
+    app.state.parts = State(
+        settings, store, KeyStore(engine), ArtifactStore(settings.artifacts), make_announcer(settings)
+    )
     problems.install(app)
-    # Without keys the loopback address is the only guard: a page in a browser must not get past it by DNS rebinding.
-    app.add_middleware(HostGuard)
+    if settings.auth == "none":
+        # The loopback address is the only guard then: a page in a browser must not get past it by DNS rebinding.
+        app.add_middleware(HostGuard)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     for module in (jobs, events, artifacts, service, metrics):
         app.include_router(module.router)

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError,
 from starlette.exceptions import HTTPException
 
 from flattengpt_core.errors import FlattenGPTError
-from jobs.errors import NotReady
+from jobs.errors import NotReady, TooManyJobs
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -46,13 +46,16 @@ class Problem(BaseModel):
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem documents a route can answer with, for its OpenAPI entry."""
     return {
-        status: {"description": _phrase(status), "content": {MEDIA_TYPE: {"schema": _REFERENCE}}} for status in statuses
+        status: {"description": _phrase(status), "content": {MEDIA_TYPE: {"schema": _REFERENCE}}, **_headers(status)}
+        for status in statuses
     }
 
 
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
 _PHRASES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 """What RFC 9110 calls them, for Python before 3.13: a problem's code must not depend on it."""
+_CHALLENGE = ("WWW-Authenticate", "What the key lacks, as RFC 6750 says it.")
+_HEADERS = {401: [_CHALLENGE], 403: [_CHALLENGE], 429: [("Retry-After", "Seconds after which to try again.")]}
 
 
 def refusal(request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -68,7 +71,10 @@ def install(app: FastAPI) -> None:
     def known(request: Request, error: FlattenGPTError) -> JSONResponse:
         errors = [FieldError(field=error.field, message=error.message)] if error.field else []
         detail = f"{error.field}: {error.message}" if error.field else error.message
-        return _answer(request, error.status, error.code, error.title, detail, errors, retryable=error.retryable)
+        headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, TooManyJobs) else None
+        return _answer(
+            request, error.status, error.code, error.title, detail, errors, retryable=error.retryable, headers=headers
+        )
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -120,6 +126,12 @@ def _answer(
         retryable=retryable,
     )
     return JSONResponse(problem.model_dump(), status, media_type=MEDIA_TYPE, headers=dict(headers) if headers else None)
+
+
+def _headers(status: int) -> dict[str, Any]:
+    """The headers of such an answer, for its OpenAPI entry."""
+    described = {name: {"description": words, "schema": {"type": "string"}} for name, words in _HEADERS.get(status, ())}
+    return {"headers": described} if described else {}
 
 
 def _phrase(status: int) -> str:

@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from jobs.artifacts import ArtifactStore
 from jobs.broker import CeleryAnnouncer
+from jobs.keys import KeyStore
 from jobs.settings import Settings
 from jobs.store import JobStore
 
@@ -17,6 +18,7 @@ class State:
 
     settings: Settings
     store: JobStore
+    keys: KeyStore
     artifacts: ArtifactStore
     announcer: CeleryAnnouncer
 

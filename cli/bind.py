@@ -1,4 +1,4 @@
-"""Which address the service may listen on: until there are API keys, only this machine's own."""
+"""Which address the service may listen on: any with API keys, only this machine's own without."""
 
 import ipaddress
 import socket
@@ -11,21 +11,16 @@ def check_bind(host: str, settings: Settings) -> str:
     """The address to listen on for `host`.
 
     Raises:
-        BadUsage: the service would be open to others, or authentication is required, which is not built yet.
+        BadUsage: it is no address, or the service would be open to others without asking for API keys.
     """
-    if settings.auth != "none":
-        raise BadUsage(
-            "The service asks for authentication (FLATTENGPT_AUTH=required), but API keys are not available yet: set "
-            "FLATTENGPT_AUTH=none, which is allowed on a loopback address only."
-        )
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.strip("[]"))
     except ValueError:
         raise BadUsage(f"{host!r} is neither an IP address nor localhost.", field="--host") from None
-    if not address.is_loopback:
+    if settings.auth == "none" and not address.is_loopback:
         raise BadUsage(
             f"With FLATTENGPT_AUTH=none anyone who reaches {host} could use the service: bind to a loopback address "
-            "such as 127.0.0.1.",
+            "such as 127.0.0.1, or set FLATTENGPT_AUTH=required and make API keys with `flattengpt keys create`.",
             field="--host",
         )
     return str(address)

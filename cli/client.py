@@ -9,9 +9,11 @@ from urllib.parse import quote
 
 import httpx
 from httpx_sse import SSEError, connect_sse
+from pydantic import SecretStr
 
 from cli.errors import ServiceRefused, ServiceUnreachable
 from cli.replies import Artifact, Event, Job, JobPage
+from jobs.settings import ClientSettings
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
 _RECONNECT_SECONDS = (0.2, 5.0)  # the first wait and the longest
@@ -20,14 +22,19 @@ _RECONNECT_SECONDS = (0.2, 5.0)  # the first wait and the longest
 class Client:
     """The service at one address; use it as a context manager, or close it.
 
+    Args:
+        api_key: by default FLATTENGPT_API_KEY of the environment, if there is one.
+
     Every method raises ServiceRefused when the service answers with an error, and ServiceUnreachable when it does
     not answer.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: SecretStr | None = None) -> None:
         self._url = url
+        self._key = api_key or ClientSettings().api_key
         self._http = httpx.Client(
             base_url=url,
+            headers={"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {},
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             trust_env=not _is_loopback(url),  # a proxy cannot reach this machine's own loopback
         )
@@ -54,8 +61,8 @@ class Client:
 
     def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Submit a job; the same key and request give the same job."""
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
-        return Job.model_validate(self._ask("POST", "/jobs", json=dict(request), headers=headers))
+        asked = self._ask("POST", "/jobs", json=dict(request), headers=_once(idempotency_key))
+        return Job.model_validate(asked)
 
     def get(self, job_id: str) -> Job:
         """The job as it is now."""
@@ -81,8 +88,8 @@ class Client:
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """Submit the request of a job that failed or was cancelled again; the new job."""
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
-        return Job.model_validate(self._ask("POST", f"/jobs/{_segment(job_id)}/retry", headers=headers))
+        asked = self._ask("POST", f"/jobs/{_segment(job_id)}/retry", headers=_once(idempotency_key))
+        return Job.model_validate(asked)
 
     def delete(self, job_id: str) -> None:
         """Remove a job that has ended, with its artifacts."""
@@ -151,6 +158,11 @@ class Client:
             message = str(problem.get("detail") or problem["title"])
         except (ValueError, KeyError, AttributeError):
             message = f"{self._url} answered {response.status_code} {response.reason_phrase}; is this the service?"
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            message = (
+                f"The service at {self._url} {'refuses this' if self._key else 'asks for an'} API key: set "
+                "FLATTENGPT_API_KEY to one that `flattengpt keys create` made on the service's side."
+            )
         raise ServiceRefused(message, http_status=response.status_code)
 
     def _unreachable(self, error: Exception) -> ServiceUnreachable:
@@ -158,6 +170,11 @@ class Client:
             f"No answer from the service at {self._url} ({type(error).__name__}): start it with `flattengpt serve`, "
             "or give its address with --url or FLATTENGPT_URL."
         )
+
+
+def _once(idempotency_key: str | None) -> dict[str, str]:
+    """The header that makes repeats of a request give the same job."""
+    return {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
 
 
 def _segment(job_id: str) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import local, remote, service
+from cli import keys, local, remote, service
 from cli.errors import ReadableErrors
 
 app = typer.Typer(
@@ -30,14 +30,15 @@ def flattengpt(
     """Make a language model shallower: a checkpoint in, a stock checkpoint with fewer layers out.
 
     `compress`, `evaluate` and `diagnose` work on this machine without a service. `submit`, `watch`, `list`, `show`,
-    `cancel`, `retry`, `delete` and `download` talk to one, which `serve` runs. Exit codes: 0 good, 1 failed, 2 bad
-    usage.
+    `cancel`, `retry`, `delete` and `download` talk to one, which `serve` runs; they send the API key in
+    FLATTENGPT_API_KEY, which `keys create` makes. Exit codes: 0 good, 1 failed, 2 bad usage.
     """
 
 
 app.add_typer(local.app)
 app.add_typer(remote.app)
 app.add_typer(service.app)
+app.add_typer(keys.app, name="keys")
 
 if __name__ == "__main__":
     app()

@@ -29,6 +29,7 @@ def serve(
 ) -> None:
     """Serve the HTTP API.
 
+    It asks for API keys (`flattengpt keys create`) unless FLATTENGPT_AUTH=none says that it is for this machine alone.
     Without FLATTENGPT_BROKER_URL everything is embedded: SQLite, a worker and the sweeper run beside the API and
     stop with it. With it this is the API alone. The first line on standard output is the address.
     """

@@ -1,5 +1,7 @@
 """The errors of a job's life, in the one hierarchy of `flattengpt_core.errors`."""
 
+from typing import ClassVar
+
 from flattengpt_core.errors import FlattenGPTError
 
 
@@ -27,6 +29,36 @@ class IdempotencyMismatch(FlattenGPTError):
     title = "This Idempotency-Key was used with another request"
 
 
+class TooManyJobs(FlattenGPTError):
+    """There is no room for another job; it may be asked for again after `retry_after_seconds`."""
+
+    status = 429
+    retryable = True
+    retry_after_seconds: ClassVar[int] = 30
+
+
+class QueueFull(TooManyJobs):
+    code = "queue_full"
+    title = "The queue is full"
+
+
+class QuotaExceeded(TooManyJobs):
+    code = "quota_exceeded"
+    title = "The key has as many jobs as it may have"
+
+
+class KeyNotFound(FlattenGPTError):
+    code = "key_not_found"
+    status = 404
+    title = "There is no such API key"
+
+
+class KeyNameTaken(FlattenGPTError):
+    code = "key_name_taken"
+    status = 409
+    title = "Another API key has this name"
+
+
 class LeaseLost(FlattenGPTError):
     """A write came from an attempt that no longer owns the job; the writer must stop."""
 
@@ -47,11 +79,6 @@ class NotReady(FlattenGPTError):
     status = 503
     title = "The service is not ready"
     retryable = True
-
-
-class ConfigurationError(FlattenGPTError):
-    code = "configuration_error"
-    title = "The service is set up wrongly"
 
 
 class PublishFailed(FlattenGPTError):

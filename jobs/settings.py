@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -27,6 +27,8 @@ class Settings(BaseSettings):
     max_losses: int = Field(default=20, ge=1, description="a job whose worker falls silent this often fails")
     stop_grace_seconds: float = Field(default=10, gt=0, description="between asking a child to stop and killing it")
     max_body_bytes: int = Field(default=1_000_000, gt=0, description="largest request body")
+    max_queued_jobs: int = Field(default=10_000, ge=1, description="while so many jobs are queued, no other is taken")
+    max_jobs_per_key: int = Field(default=1000, ge=1, description="jobs of one API key that have not ended")
 
     hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
     hf_endpoint: str = Field(default="https://huggingface.co", validation_alias="HF_ENDPOINT")
@@ -57,3 +59,20 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Where `local:NAME` models live."""
         return self.data_dir / "models"
+
+
+class ClientSettings(BaseSettings):
+    """What a client of the service takes from the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="FLATTENGPT_", frozen=True, hide_input_in_errors=True)
+
+    api_key: SecretStr | None = Field(default=None, description="sent with every request")
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        """Without the white space that copying brings along; None if it is empty."""
+        text = key.get_secret_value().strip() if key else ""
+        if not (text.isascii() and text.isprintable() and " " not in text):
+            raise ValueError("FLATTENGPT_API_KEY is no key that `flattengpt keys create` made")
+        return SecretStr(text) if text else None

@@ -5,18 +5,19 @@ it, so they may be repeated, and are while the database does not answer. All tim
 of brokers or processes.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import stamina
-from sqlalchemy import Engine, case, delete, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Engine, case, delete, func, literal, or_, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 from ulid import ULID
 
 from jobs import changes, tallies
 from jobs.clock import now_plus
-from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound
+from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, QueueFull, QuotaExceeded, TooManyJobs
 from jobs.records import Event, EventRecord, JobRecord, Lease, Overview, Page
 from jobs.spec import JobSpec
 from jobs.states import TERMINAL, JobStatus, sources
@@ -27,22 +28,45 @@ patiently = stamina.retry(on=OperationalError, attempts=None, timeout=30, wait_m
 
 
 class JobStore:
-    """Jobs in one database."""
+    """Jobs in one database.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        max_queued: while so many jobs are queued, clients can add no other.
+        max_per_owner: so many jobs of one owner may not have ended yet.
+    """
+
+    def __init__(self, engine: Engine, *, max_queued: int | None = None, max_per_owner: int | None = None) -> None:
         self._write = sessionmaker(engine, expire_on_commit=False)
         self._read = sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+        self._max_queued, self._max_per_owner = max_queued, max_per_owner
+        self._owner = ""
+        self._seen: tuple[ColumnElement[bool], ...] = ()
+
+    def of(self, owner: str, *, sees_all: bool = False) -> "JobStore":
+        """The same jobs for one client: new ones are the `owner`'s, others' are as if they were not there.
+
+        Args:
+            owner: the id of an API key.
+            sees_all: whether the client may see and change the jobs of every owner.
+        """
+        store = copy.copy(self)
+        store._owner, store._seen = owner, () if sees_all else (Job.owner == owner,)
+        return store
 
     # Clients
 
     def submit(self, spec: JobSpec, *, commit: str | None = None, idempotency_key: str | None = None) -> JobRecord:
-        """Store a new job and its first event, or give back the job that this key made.
+        """Store a new job and its first event, or give back the job that this key made for this owner.
+
+        The limits are looked at in the transaction of the insert. PostgreSQL may overshoot them, by at most the
+        number of requests at once; SQLite writes one after another. A key that made a job is never refused by them.
 
         Args:
             commit: what the spec's revision of a Hub model means now.
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
+            QueueFull, QuotaExceeded: there is no room for another job.
         """
         return self._submit(spec, commit=commit, idempotency_key=idempotency_key, retry_of=None)
 
@@ -51,7 +75,7 @@ class JobStore:
 
         Raises:
             JobNotFound, Conflict: no such job, or it has not ended so.
-            IdempotencyMismatch: the key was used for another request.
+            IdempotencyMismatch, QueueFull, QuotaExceeded: as for `submit`.
         """
         job = self.get(job_id)
         if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
@@ -67,17 +91,19 @@ class JobStore:
         Raises:
             JobNotFound, Conflict: no such job, or it has not ended.
         """
-        job = self.get(job_id)
+        _check_id(job_id)
+        ended = delete(Job).where(Job.id == job_id, *self._seen, Job.status.in_(TERMINAL))
         with self._write.begin() as session:
-            ended = delete(Job).where(Job.id == job_id, Job.status.in_(TERMINAL))
-            if session.scalar(ended.returning(Job.id)) is None:
-                raise Conflict(f"Job {job_id} is {job.status.value}: cancel it, and delete it once it has ended.")
+            deleted = session.scalar(ended.returning(Job.id))
+        if deleted is None:
+            job = self.get(job_id)  # only now: another delete may have been faster
+            raise Conflict(f"Job {job_id} is {job.status.value}: cancel it, and delete it once it has ended.")
 
     def get(self, job_id: str) -> JobRecord:
         """The job; raises JobNotFound."""
         _check_id(job_id)
         with self._read() as session:
-            row = session.get(Job, job_id)
+            row = session.scalar(select(Job).where(Job.id == job_id, *self._seen))
             if row is None:
                 raise _not_found(job_id)
             return JobRecord.of(row)
@@ -98,7 +124,7 @@ class JobStore:
         limit: int = 50,
     ) -> Page:
         """Jobs newest first, only those older than the job id `before`: stable while new ones come in."""
-        query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+        query = select(Job).where(*self._seen).order_by(Job.id.desc()).limit(limit + 1)
         if status is not None:
             query = query.where(Job.status == status)
         if model is not None:
@@ -117,6 +143,8 @@ class JobStore:
         query = (
             select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after).order_by(JobEvent.seq).limit(limit)
         )
+        if self._seen:
+            query = query.where(select(Job.id).where(Job.id == job_id, *self._seen).exists())
         with self._read() as session:
             return [EventRecord.of(row) for row in session.scalars(query)]
 
@@ -130,7 +158,7 @@ class JobStore:
         queued = Job.status == JobStatus.QUEUED
         statement = (
             update(Job)
-            .where(Job.id == job_id, Job.status.in_((JobStatus.QUEUED, JobStatus.RUNNING)))
+            .where(Job.id == job_id, *self._seen, Job.status.in_((JobStatus.QUEUED, JobStatus.RUNNING)))
             .values(
                 status=case((queued, JobStatus.CANCELLED.value), else_=JobStatus.CANCELLING.value),
                 finished_at=case((queued, now_plus()), else_=None),
@@ -332,23 +360,38 @@ class JobStore:
             idempotency_key=idempotency_key,
             retry_of=retry_of,
             announced_at=now_plus(),
+            owner=self._owner,
         )
         try:
             with self._write.begin() as session:
+                self._check_room(session)
                 session.add(row)
                 session.flush()
                 changes.append(session, row.id, [Event("queued", {"retry_of": retry_of} if retry_of else {})])
                 session.refresh(row)
                 return JobRecord.of(row)
-        except IntegrityError:
-            # Another request with the same key came in between.
+        except (IntegrityError, TooManyJobs):
+            # Another request with the same key may have come in between.
             if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of)):
                 return known
             raise
 
+    def _check_room(self, session: Session) -> None:
+        """Raises QueueFull, QuotaExceeded."""
+        most = self._max_queued
+        if most is not None and _so_many(session, most, Job.status == JobStatus.QUEUED):
+            raise QueueFull(f"{most} jobs are queued, the most that this service takes: try again later.")
+        most = self._max_per_owner
+        unended = Job.status.in_([status for status in JobStatus if status not in TERMINAL])
+        if most is not None and self._owner and _so_many(session, most, Job.owner == self._owner, unended):
+            raise QuotaExceeded(
+                f"{most} jobs of this key have not ended, the most that a key may have: wait for one to end, or cancel "
+                "one."
+            )
+
     def _by_key(self, key: str, request: dict[str, Any], retry_of: str | None) -> JobRecord | None:
         with self._read() as session:
-            row = session.scalar(select(Job).where(Job.idempotency_key == key))
+            row = session.scalar(select(Job).where(Job.owner == self._owner, Job.idempotency_key == key))
         if row is None:
             return None
         if (row.request, row.retry_of) != (request, retry_of):
@@ -357,6 +400,11 @@ class JobStore:
                 field="Idempotency-Key",
             )
         return JobRecord.of(row)
+
+
+def _so_many(session: Session, count: int, *matching: ColumnElement[bool]) -> bool:
+    """Whether there are at least `count` such jobs; looks at no more of them, and at an index only."""
+    return session.scalar(select(literal(1)).select_from(Job).where(*matching).offset(count - 1).limit(1)) is not None
 
 
 def _check_id(job_id: str) -> None:

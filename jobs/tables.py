@@ -1,9 +1,9 @@
-"""The tables: a job, and the events of its life. Columns only; queries are in `store`."""
+"""The tables: a job, the events of its life, and API keys. Columns only; queries are in `store` and `keys`."""
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, MetaData, String
+from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, MetaData, String, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -23,7 +23,12 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: Json, list[dict[str, Any]]: Json}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        datetime: UtcDateTime(),
+        dict[str, Any]: Json,
+        list[dict[str, Any]]: Json,
+        list[str]: Json,
+    }
 
 
 class Job(Base):
@@ -33,6 +38,9 @@ class Job(Base):
         CheckConstraint("progress >= 0 AND progress <= 1", name="progress"),
         Index(None, "status", "id"),
         Index(None, "model", "id"),
+        Index(None, "owner", "id"),
+        Index(None, "owner", "status"),
+        UniqueConstraint("owner", "idempotency_key"),
     )
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
@@ -55,7 +63,7 @@ class Job(Base):
     artifacts: Mapped[list[dict[str, Any]] | None]
     error: Mapped[dict[str, Any] | None]
     published_url: Mapped[str | None] = mapped_column(String(512))
-    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
     worker: Mapped[str | None] = mapped_column(String(255))
     last_event: Mapped[int] = mapped_column(default=0)
     """The sequence number of the newest event; bumping it serialises the job's events."""
@@ -69,6 +77,8 @@ class Job(Base):
     retry_of: Mapped[str | None] = mapped_column(String(26))
     """The job whose request this one repeats; it may be deleted by now."""
     stage_started_at: Mapped[datetime | None]
+    owner: Mapped[str] = mapped_column(String(16), default="", server_default=text("''"))
+    """The id of the API key that made the job; empty, not NULL, without one, so that uniqueness holds there too."""
 
 
 class Tally(Base):
@@ -93,3 +103,31 @@ class JobEvent(Base):
     type: Mapped[str] = mapped_column(String(32))
     data: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=now_plus())
+
+
+class ApiKey(Base):
+    """A key of the API; see `keys`. Rows stay when keys are revoked, since jobs name them."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (
+        Index(
+            "uq_api_key_name_in_use",
+            "name",
+            unique=True,
+            postgresql_where=text("revoked_at IS NULL"),
+            sqlite_where=text("revoked_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """The part of the key that may be seen."""
+    name: Mapped[str] = mapped_column(String(64))
+    """Of one key at a time that is not revoked."""
+    hash: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the whole key, hexadecimal."""
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(default=now_plus())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """To about a minute."""

@@ -9,22 +9,23 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
+from api.auth import ReadableJobs
 from api.problems import responses
 from api.ranges import ByteRange, asked_range
 from api.schemas import ArtifactPage, artifacts_of
 from api.state import Parts
 from jobs.errors import ArtifactNotFound
 
-router = APIRouter(prefix="/jobs", tags=["artifacts"])
+router = APIRouter(prefix="/jobs", tags=["artifacts"], responses=responses(401, 403))
 
 _BLOCK_BYTES = 1024**2
 _BYTES: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
 @router.get("/{job_id}/artifacts", operation_id="listJobArtifacts", responses=responses(404, 503))
-def artifacts(job_id: str, parts: Parts) -> ArtifactPage:
+def artifacts(job_id: str, jobs: ReadableJobs) -> ArtifactPage:
     """The files of the result; none before the job has stored it."""
-    return ArtifactPage(artifacts=artifacts_of(parts.store.get(job_id)))
+    return ArtifactPage(artifacts=artifacts_of(jobs.get(job_id)))
 
 
 @router.get(
@@ -38,9 +39,9 @@ def artifacts(job_id: str, parts: Parts) -> ArtifactPage:
         **responses(404, 416, 503),
     },
 )
-def artifact(job_id: str, path: str, request: Request, parts: Parts) -> Response:
+def artifact(job_id: str, path: str, request: Request, parts: Parts, jobs: ReadableJobs) -> Response:
     """One file of the result; a byte range is honoured. The ETag is the file's sha256."""
-    job = parts.store.get(job_id)
+    job = jobs.get(job_id)
     entry = next((entry for entry in job.artifacts if entry["path"] == path), None)
     if entry is None:
         state = "" if job.artifacts else f"; the job is {job.status.value} and has stored no result"

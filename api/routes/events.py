@@ -11,16 +11,17 @@ from fastapi import APIRouter, Header, Query, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
+from api.auth import ReadableJobs
 from api.problems import responses
 from api.schemas import EventPage, EventReply
-from api.state import Parts, State
 from jobs.records import EventRecord
+from jobs.store import JobStore
 
 STREAM = "text/event-stream"
 POLL_SECONDS = 0.3
 PING_SECONDS = 15
 
-router = APIRouter(prefix="/jobs", tags=["events"])
+router = APIRouter(prefix="/jobs", tags=["events"], responses=responses(401, 403))
 
 _BOTH: dict[int | str, dict[str, Any]] = {
     200: {
@@ -39,7 +40,7 @@ _BOTH: dict[int | str, dict[str, Any]] = {
 def events(
     job_id: str,
     request: Request,
-    parts: Parts,
+    jobs: ReadableJobs,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only events with a greater `seq`.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="Events a page; a stream has no limit.")] = 100,
     last_event_id: Annotated[
@@ -53,11 +54,11 @@ def events(
     ] = None,
 ) -> EventPage | Response:
     """The job's events in order. Ask for `text/event-stream` to be told of each as it happens."""
-    job = parts.store.get(job_id)
+    job = jobs.get(job_id)
     start = after if last_event_id is None else last_event_id
     if STREAM in request.headers.get("accept", ""):
-        return EventSourceResponse(_stream(parts, job_id, start), ping=PING_SECONDS, sep="\n")
-    found = parts.store.events(job_id, after=start, limit=limit)
+        return EventSourceResponse(_stream(jobs, job_id, start), ping=PING_SECONDS, sep="\n")
+    found = jobs.events(job_id, after=start, limit=limit)
     last = found[-1].seq if found else start
     return EventPage(
         events=[EventReply.of(event) for event in found],
@@ -65,12 +66,12 @@ def events(
     )
 
 
-async def _stream(parts: State, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+async def _stream(jobs: JobStore, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
     """Every event after `after`, until the job has ended and its last event is sent."""
     while True:
         # The job first: an end seen here has all its events in the query that follows.
-        job = await run_sync(parts.store.get, job_id)
-        for event in await run_sync(partial(parts.store.events, job_id, after=after)):
+        job = await run_sync(jobs.get, job_id)
+        for event in await run_sync(partial(jobs.events, job_id, after=after)):
             yield _encoded(event)
             after = event.seq
         if job.ended and after >= job.last_event:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import AfterValidator
 
 from api.admission import admit
+from api.auth import ReadableJobs, WritableJobs
 from api.problems import responses
 from api.schemas import JobPage, JobReply
 from api.state import Parts
@@ -14,7 +15,7 @@ from jobs.records import JobRecord
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403))
 
 _LOCATION: dict[str, Any] = {"headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}}}
 
@@ -43,22 +44,25 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post("", status_code=202, operation_id="submitJob", responses={202: _LOCATION, **responses(409, 413, 422, 503)})
+@router.post(
+    "", status_code=202, operation_id="submitJob", responses={202: _LOCATION, **responses(409, 413, 422, 429, 503)}
+)
 def submit(
     spec: JobSpec,
     response: Response,
     parts: Parts,
+    jobs: WritableJobs,
     idempotency_key: IdempotencyKey = None,
 ) -> JobReply:
     """Submit a job. The request is checked against the model before anything is stored."""
     admission = admit(spec, parts.settings)
-    job = parts.store.submit(spec, commit=admission.commit, idempotency_key=idempotency_key)
+    job = jobs.submit(spec, commit=admission.commit, idempotency_key=idempotency_key)
     return _accepted(job, response, parts)
 
 
 @router.get("", operation_id="listJobs", responses=responses(422, 503))
 def page(
-    parts: Parts,
+    jobs: ReadableJobs,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
     label: Annotated[
         Label | None, Query(pattern=_PRINTABLE, description="Only jobs with this label, as `key:value`.")
@@ -73,42 +77,42 @@ def page(
     if cursor is not None and not (len(cursor) == 26 and cursor.isalnum() and cursor.isascii()):
         raise InvalidRequest("This is no cursor of an earlier page.", field="cursor")
     key, _, value = (label or "").partition(":")
-    found = parts.store.page(
-        status=status, label=(key, value) if label else None, model=model, before=cursor, limit=limit
-    )
+    found = jobs.page(status=status, label=(key, value) if label else None, model=model, before=cursor, limit=limit)
     return JobPage(jobs=[JobReply.of(job) for job in found.jobs], next_cursor=found.next_cursor)
 
 
 @router.get("/{job_id}", operation_id="getJob", responses=responses(404, 503))
-def show(job_id: str, parts: Parts) -> JobReply:
+def show(job_id: str, jobs: ReadableJobs) -> JobReply:
     """One job, as it is now."""
-    return JobReply.of(parts.store.get(job_id))
+    return JobReply.of(jobs.get(job_id))
 
 
 @router.post("/{job_id}/cancel", status_code=202, operation_id="cancelJob", responses=responses(404, 409, 503))
-def cancel(job_id: str, parts: Parts) -> JobReply:
+def cancel(job_id: str, jobs: WritableJobs) -> JobReply:
     """Cancel a queued job at once; ask a running one to stop, which it does within one layer."""
-    return JobReply.of(parts.store.cancel(job_id))
+    return JobReply.of(jobs.cancel(job_id))
 
 
 @router.post(
     "/{job_id}/retry",
     status_code=202,
     operation_id="retryJob",
-    responses={202: _LOCATION, **responses(404, 409, 422, 503)},
+    responses={202: _LOCATION, **responses(404, 409, 422, 429, 503)},
 )
-def retry(job_id: str, response: Response, parts: Parts, idempotency_key: IdempotencyKey = None) -> JobReply:
+def retry(
+    job_id: str, response: Response, parts: Parts, jobs: WritableJobs, idempotency_key: IdempotencyKey = None
+) -> JobReply:
     """Submit the request of a failed or cancelled job again, as a new job that names it in `retry_of`."""
-    return _accepted(parts.store.retry(job_id, idempotency_key=idempotency_key), response, parts)
+    return _accepted(jobs.retry(job_id, idempotency_key=idempotency_key), response, parts)
 
 
 @router.delete("/{job_id}", status_code=204, operation_id="deleteJob", responses=responses(404, 409, 503))
-def remove(job_id: str, parts: Parts) -> None:
+def remove(job_id: str, parts: Parts, jobs: WritableJobs) -> None:
     """Remove a job that has ended, with its artifacts and events. Repeat it if it was interrupted."""
-    job = parts.store.get(job_id)
+    job = jobs.get(job_id)
     if job.ended:
         parts.artifacts.delete(job_id)
-    parts.store.delete(job_id)
+    jobs.delete(job_id)
 
 
 def _accepted(job: JobRecord, response: Response, parts: Parts) -> JobReply:

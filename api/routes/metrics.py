@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 from starlette.responses import Response
 
+from api.auth import admin_key
 from api.problems import responses
 from api.state import Parts
 from jobs.records import Overview
@@ -24,7 +25,8 @@ router = APIRouter(tags=["service"])
     "/metrics",
     operation_id="metrics",
     response_class=Response,
-    responses={200: {"description": "The metrics.", "content": {"text/plain": {}}}, **responses(503)},
+    responses={200: {"description": "The metrics.", "content": {"text/plain": {}}}, **responses(401, 403, 503)},
+    dependencies=[admin_key],
 )
 def metrics(parts: Parts) -> Response:
     """Jobs by state, the queue's age, attempts and how they ended, stage durations and peak memory (Prometheus)."""

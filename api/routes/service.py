@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from api.auth import any_key
 from api.problems import responses
 from api.state import Parts
 from flattengpt_core.families import FAMILIES
@@ -47,7 +48,7 @@ def readyz(parts: Parts) -> Health:
     return Health(status="ready")
 
 
-@router.get("/families", operation_id="listFamilies")
+@router.get("/families", operation_id="listFamilies", responses=responses(401, 503), dependencies=[any_key])
 def families() -> Families:
     """Supported architectures, methods and texts."""
     return Families(

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from api.app import create_app
 from jobs.settings import Settings
 from jobs.store import JobStore
+from tests.api_server import serving
 from tests.tiny_models import tiny_checkpoint
 
 URL = "http://127.0.0.1"
@@ -70,17 +69,8 @@ def api(settings: Settings, store: JobStore) -> Iterator[TestClient]:
 @pytest.fixture
 def live(settings: Settings, store: JobStore) -> Iterator[httpx.Client]:
     """The application behind a real server, where answers stream."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run, name="api", daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-        assert thread.is_alive(), "the server did not start"
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"{URL}:{port}", timeout=20) as client:
+    with serving(settings) as url, httpx.Client(base_url=url, timeout=20) as client:
         yield client
-    server.should_exit = True
-    thread.join()
 
 
 def problem(response: httpx.Response, status: int, code: str, *fields: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 from api.app import create_app
-from jobs.errors import ConfigurationError
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import JobStore
@@ -140,12 +139,6 @@ def test_no_such_method(api: TestClient) -> None:
 def test_other_origins_get_no_leave(api: TestClient) -> None:
     answer = api.get("/jobs", headers={"Origin": "https://evil.example"})
     assert not [name for name in answer.headers if name.startswith("access-control")]
-
-
-@on_sqlite
-def test_authentication_is_not_built_yet(settings: Settings) -> None:
-    with pytest.raises(ConfigurationError, match="FLATTENGPT_AUTH=none"):
-        create_app(settings.model_copy(update={"auth": "required"}))
 
 
 def test_the_api_imports_no_torch(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from cli.client import Client
+from cli.errors import ServiceRefused
 from tests.cli.conftest import TINY_JOB
 from tests.processes import alive, descendants, wait_until
 
@@ -72,10 +74,26 @@ def test_refuses_other_addresses() -> None:
     assert "loopback" in words
 
 
-def test_refuses_to_start_without_a_word_on_authentication() -> None:
-    code, words = refusal()
-    assert code == 2
-    assert "FLATTENGPT_AUTH=none" in words
+def test_asks_for_keys_unless_told_otherwise(tmp_path: Path) -> None:
+    """On any address then; a key can be made while the service runs."""
+    service = Service(tmp_path, "--host", "0.0.0.0", FLATTENGPT_AUTH="required")
+    try:
+        url = service.url.replace("0.0.0.0", "127.0.0.1")
+        with Client(url) as nobody:
+            wait_until(nobody.is_ready, what="the service's readiness")
+            with pytest.raises(ServiceRefused, match="FLATTENGPT_API_KEY"):
+                nobody.page()
+        made = subprocess.run(
+            [sys.executable, "-m", "cli.main", "keys", "create", "--name", "ci"],
+            env={"FLATTENGPT_DATA_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        with Client(url, SecretStr(made.stdout.strip())) as client:
+            assert client.page().jobs == []
+    finally:
+        service.close()
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "SIGKILL", "stdin"])

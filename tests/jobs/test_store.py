@@ -1,22 +1,19 @@
 """The life of a job in both databases: what is written, who may write, and what no race can break."""
 
 import re
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Row, create_engine, delete, event, make_url, select, text, update
+from sqlalchemy import Engine, Row, event, select, text, update
 
 from jobs.clock import now_plus
-from jobs.database import make_engine, upgrade
-from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, LeaseLost
+from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, LeaseLost, QueueFull, QuotaExceeded, TooManyJobs
 from jobs.records import Event, JobRecord, Lease
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
@@ -51,43 +48,9 @@ ENDS: dict[str, Callable[[JobStore, Lease], Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def migrated_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A database for all tests of this file, which would take longer to make than most of them to run."""
-    with ExitStack() as stack:
-        if request.param == "sqlite":
-            url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'flattengpt.db'}"
-        else:
-            url = stack.enter_context(new_postgres_database(request.getfixturevalue("postgres_server")))
-        engine = make_engine(url)
-        upgrade(engine)
-        engine.dispose()
-        yield url
-
-
 @pytest.fixture
-def engine(migrated_url: str) -> Iterator[Engine]:
-    """The database, emptied again after the test."""
-    engine = make_engine(migrated_url)
-    yield engine
-    engine.dispose()
-    emptied = make_engine(migrated_url)  # without the listeners of a test
-    with emptied.begin() as connection:
-        connection.execute(delete(Job))
-    emptied.dispose()
-
-
-@contextmanager
-def new_postgres_database(server: str) -> Iterator[str]:
-    """The URL of a new, empty database, dropped at the end."""
-    name, admin = f"flattengpt_test_{secrets.token_hex(4)}", create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        try:
-            yield make_url(server).set(database=name).render_as_string(hide_password=False)
-        finally:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
+def engine(shared_engine: Engine) -> Engine:
+    return shared_engine
 
 
 def taken(store: JobStore, job_id: str, *, lease_seconds: float = LONG) -> Lease:
@@ -191,6 +154,165 @@ def test_one_key_used_at_once_for_two_bodies_refuses_one(engine: Engine, store: 
         replies = at_once(partial(submit, spec, key), partial(submit, other, key))
         assert sorted(type(reply).__name__ for reply in replies) == ["IdempotencyMismatch", "JobRecord"]
     assert len(everything(engine)[0]) == 5
+
+
+# Owners
+
+
+def test_a_client_meets_no_job_but_its_own(engine: Engine, store: JobStore, spec: JobSpec) -> None:
+    mine, theirs = store.of("me"), store.of("them")
+    other, nobodys, ended = theirs.submit(spec), store.submit(spec), theirs.submit(spec)
+    theirs.cancel(ended.id)
+    before = everything(engine)
+    calls = (mine.get, mine.cancel, mine.retry, mine.delete)
+    for job_id in (other.id, nobodys.id, ended.id):
+        for call in calls:
+            with pytest.raises(JobNotFound) as refusal:
+                call(job_id)
+            assert refusal.value.message == f"There is no job {job_id!r}.", "as for one that never was"
+        assert mine.events(job_id) == []
+    assert mine.page().jobs == []
+    assert everything(engine) == before
+    job = mine.submit(spec)
+    assert mine.page().jobs == [mine.get(job.id)] == [job]
+    assert [event.type for event in mine.events(job.id)] == ["queued"]
+    assert mine.cancel(job.id).status is JobStatus.CANCELLED
+    assert [found.id for found in mine.page(status=JobStatus.QUEUED).jobs] == []
+    again = mine.retry(job.id)
+    assert {found.id for found in mine.page().jobs} == {job.id, again.id}
+    mine.delete(job.id)
+    assert mine.page().jobs == [again]
+
+
+def test_a_client_that_sees_all_makes_jobs_of_its_own(store: JobStore, spec: JobSpec) -> None:
+    admin, theirs = store.of("admin", sees_all=True), store.of("them")
+    other, nobodys = theirs.submit(spec), store.submit(spec)
+    job = admin.submit(spec)
+    ids = {job.id, other.id, nobodys.id}
+    assert {found.id for found in admin.page().jobs} == {found.id for found in store.page().jobs} == ids
+    assert admin.cancel(other.id) == theirs.get(other.id)
+    retried = admin.retry(other.id)
+    admin.delete(other.id)
+    assert theirs.page().jobs == []
+    assert {found.id for found in store.of("admin").page().jobs} == {job.id, retried.id}
+
+
+def test_workers_take_the_jobs_of_every_owner(store: JobStore, spec: JobSpec) -> None:
+    ids = [store.of("me").submit(spec).id, store.submit(spec).id]
+    for job_id in ids:
+        store.succeed(taken(store, job_id))
+    assert store.of("me").get(ids[0]).status is JobStatus.SUCCEEDED
+
+
+def test_an_idempotency_key_is_its_owners(engine: Engine, store: JobStore, spec: JobSpec) -> None:
+    stores = [store, store.of("me"), store.of("them"), store.of("admin", sees_all=True)]
+    jobs = [client.submit(spec, idempotency_key="k") for client in stores]
+    assert len({job.id for job in jobs}) == len(stores)
+    assert [client.submit(spec, idempotency_key="k") for client in stores] == jobs
+    with pytest.raises(IdempotencyMismatch):
+        store.of("me").submit(JobSpec(model="local:tiny", layers=5), idempotency_key="k")
+    for client in (store, store.of("you")):
+        at = at_once(*[partial(client.submit, spec, idempotency_key="at once")] * 4)
+        assert len({job.id for job in at}) == 1
+    assert len(everything(engine)[0]) == len(stores) + 2
+
+
+# Limits
+
+
+def test_a_full_queue_takes_no_more(engine: Engine, spec: JobSpec) -> None:
+    store = JobStore(engine, max_queued=2)
+    first, second = store.submit(spec), store.of("me").submit(spec)
+    for client in (store, store.of("me"), store.of("admin", sees_all=True)):
+        before = everything(engine)
+        with pytest.raises(QueueFull, match="2 jobs are queued"):
+            client.submit(spec)
+        assert everything(engine) == before
+    lease = taken(store, first.id)
+    third = store.submit(spec)
+    store.hand_back(lease, reason="the worker stops")  # three are queued now: what was taken stays taken
+    store.cancel(second.id)
+    with pytest.raises(QueueFull):
+        store.of("me").retry(second.id)
+    store.cancel(third.id)
+    assert store.of("me").retry(second.id).retry_of == second.id
+
+
+def test_a_key_has_no_more_jobs_than_it_may(engine: Engine, spec: JobSpec) -> None:
+    store = JobStore(engine, max_per_owner=2)
+    mine = store.of("me")
+    running_one, queued = mine.submit(spec), mine.submit(spec)
+    lease = taken(store, running_one.id)
+    mine.cancel(running_one.id)
+    for client in (mine, store.of("me", sees_all=True)):
+        with pytest.raises(QuotaExceeded, match="2 jobs of this key"):
+            client.submit(spec)
+    store.of("them").submit(spec)
+    for _ in range(3):
+        store.submit(spec)  # nobody's
+    store.cancelled(lease)
+    mine.retry(running_one.id)
+    with pytest.raises(QuotaExceeded):
+        mine.retry(running_one.id)
+    mine.cancel(queued.id)
+    mine.submit(spec)
+
+
+def test_a_known_key_is_never_refused(engine: Engine, spec: JobSpec) -> None:
+    for limit in ("max_queued", "max_per_owner"):
+        store = JobStore(engine, **{limit: 2}).of(limit)
+        known = store.submit(spec, idempotency_key="k")
+        store.submit(spec)
+        with pytest.raises(TooManyJobs):
+            store.submit(spec, idempotency_key="new")
+        assert store.submit(spec, idempotency_key="k") == known
+        for job in store.page().jobs:
+            store.cancel(job.id)
+
+
+def test_a_key_that_becomes_known_meanwhile_is_not_refused(engine: Engine, spec: JobSpec) -> None:
+    """All look for the key before the first has stored it, and the first one's job is what fills the queue."""
+    store = JobStore(engine, max_queued=1)
+    for key in map(str, range(5)):
+        jobs = at_once(*[partial(store.submit, spec, idempotency_key=key)] * 4)
+        assert len({job.id for job in jobs}) == 1
+        store.cancel(jobs[0].id)
+
+
+def test_requests_at_once_overshoot_by_no_more_than_there_are(engine: Engine, spec: JobSpec) -> None:
+    store = JobStore(engine, max_queued=3)
+
+    def submit() -> bool:
+        try:
+            return bool(store.submit(spec))
+        except QueueFull:
+            return False
+
+    for _ in range(3):
+        at_once(*[submit] * 4)
+    count = len(store.page().jobs)
+    assert 3 <= count <= (3 if engine.dialect.name == "sqlite" else 3 + 4)
+    assert not submit()
+
+
+def test_limits_are_looked_up_in_indexes(engine: Engine, spec: JobSpec) -> None:
+    """With a million jobs each submission would take a second otherwise."""
+    asked: list[tuple[str, Any]] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if "LIMIT" in statement and "job.status" in statement:
+            asked.append((statement, parameters))
+
+    JobStore(engine, max_queued=2, max_per_owner=2).of("me").submit(spec)
+    queries = tuple(asked)
+    explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET enable_seqscan = off")  # which a table of one row is too small not to have
+        for index, (statement, parameters) in zip(("ix_job_status_id", "ix_job_owner_status"), queries, strict=True):
+            plan = connection.exec_driver_sql(f"{explain} {statement}", parameters).all()
+            assert index in str(plan)
 
 
 # Looking
@@ -490,6 +612,23 @@ def test_a_cancel_that_meets_a_worker_is_never_forgotten(store: JobStore, spec: 
         lease, _ = at_once(take, partial(store.cancel, job_id))
         expected = JobStatus.CANCELLED if lease is None else JobStatus.CANCELLING
         assert store.get(job_id).status is expected
+
+
+# Deleting
+
+
+def test_deletes_at_once_delete_once(store: JobStore, spec: JobSpec) -> None:
+    def delete(job_id: str) -> str:
+        try:
+            store.delete(job_id)
+        except JobNotFound:
+            return "not found"
+        return "deleted"
+
+    for _ in range(5):
+        job_id = store.submit(spec).id
+        store.cancel(job_id)
+        assert sorted(at_once(*[partial(delete, job_id)] * 4)) == ["deleted", *["not found"] * 3]
 
 
 # Attempts that end without ending the job

@@ -1,0 +1,56 @@
+"""Who asks: the API key of a request, what it may do, and the jobs that it may see."""
+
+from typing import Annotated
+
+from fastapi import Depends, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+from starlette.exceptions import HTTPException
+
+from api.state import Parts
+from jobs.keys import KeyRecord
+from jobs.scopes import Scope
+from jobs.store import JobStore
+
+_bearer = HTTPBearer(
+    scheme_name="ApiKey",
+    bearerFormat="fgpt_...",
+    description="A key that `flattengpt keys create` made. Not asked for where FLATTENGPT_AUTH is none.",
+    auto_error=False,
+)
+
+
+def api_key(
+    parts: Parts,
+    needed: SecurityScopes,
+    given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> KeyRecord | None:
+    """The key of the request; None where none is asked for.
+
+    Raises:
+        HTTPException: 401 without a key or with one that may not be used, whatever the reason; 403 without the scope.
+    """
+    if parts.settings.auth == "none":
+        return None
+    if given is None:
+        raise HTTPException(401, "Give an API key: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"})
+    key = parts.keys.authenticate(given.credentials)
+    if key is None:
+        challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        raise HTTPException(401, "The API key is not valid: it is wrong, expired or revoked.", challenge)
+    for scope in needed.scopes:
+        if not key.may(scope):
+            challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
+            raise HTTPException(403, f"The API key lacks the scope {scope}; it has {', '.join(key.scopes)}.", challenge)
+    return key
+
+
+async def _jobs(parts: Parts, key: Annotated[KeyRecord | None, Security(api_key)]) -> JobStore:
+    return parts.store if key is None else parts.store.of(key.id, sees_all=key.is_admin)
+
+
+ReadableJobs = Annotated[JobStore, Security(_jobs, scopes=[Scope.JOBS_READ])]
+WritableJobs = Annotated[JobStore, Security(_jobs, scopes=[Scope.JOBS_WRITE])]
+"""The jobs as the request's key may see them. Routes take them from here, never from `Parts`."""
+
+any_key, admin_key = Security(api_key), Security(api_key, scopes=[Scope.ADMIN])
+"""For routes that need nothing but the permission."""
