@@ -27,5 +27,5 @@ def running_hub() -> Iterator[Hub]:
     try:
         yield hub
     finally:
-        server.should_exit = True
+        hub.closing = server.should_exit = True
         thread.join()
