@@ -45,6 +45,11 @@ class Reporter:
         self._stage = "loading"
         self._written = self._looked = 0.0
 
+    @property
+    def due(self) -> bool:
+        """Whether the next step would be written."""
+        return time.monotonic() - self._written >= self._interval
+
     def stage(self, name: str) -> None:
         """Note that a stage begins."""
         self._stage = name
@@ -54,7 +59,7 @@ class Reporter:
         """Note how far the stage is."""
         if self._stopping():
             raise StopRequested
-        if time.monotonic() - self._written >= self._interval or done == total:
+        if self.due or done == total:
             share = WEIGHTS[self._stage] * done / max(total, 1)
             progress = round(self._before(self._stage) + share, 4)
             self._write(

@@ -10,11 +10,11 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NoReturn
 
 import structlog
@@ -163,13 +163,13 @@ def publish_result(attempt: Attempt, result: Path) -> str | None:
     from worker.publish import publish
 
     attempt.reporter.stage(PUBLISHING)
-    steps: SimpleQueue[tuple[int, int]] = SimpleQueue()
+    news: deque[tuple[int, int]] = deque(maxlen=1)
     commit = LastStep()
 
     def look() -> None:
         attempt.reporter.look()
-        while not steps.empty():
-            attempt.reporter.step(*steps.get())
+        if news and attempt.reporter.due:
+            attempt.reporter.step(*news.popleft())
 
     upload = partial(
         publish,
@@ -180,7 +180,7 @@ def publish_result(attempt: Attempt, result: Path) -> str | None:
         endpoint=attempt.settings.hf_endpoint,
         job_id=attempt.lease.job_id,
         timeout_seconds=attempt.settings.hub_timeout_seconds,
-        progress=lambda done, total: steps.put((done, total)),
+        progress=lambda done, total: news.append((done, total)),
         commit=commit,
     )
     patience = min(COMMIT_SECONDS, attempt.settings.stop_grace_seconds / 2)
