@@ -37,9 +37,10 @@ def explain(error: Exception, *, host: str, namespace: str) -> Failure:
         wait = _asked_pause(answer)
         status = answer.response.status_code
         return Failure(_reason(status, wait, host, namespace), _pause(status, wait))
+    in_words = _xet_status(error)
+    if in_words is not None:
+        return Failure(_reason(in_words, None, host, namespace), _pause(in_words, None))
     match error:
-        case _ if (status := _xet_status(error)) is not None:
-            return Failure(_reason(status, None, host, namespace), _pause(status, None))
         case HFValidationError():
             return Failure("that is no valid repository name; see the Hub's rules for names.", False)
         case httpx2.TimeoutException():
