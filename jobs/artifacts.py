@@ -55,6 +55,24 @@ class ArtifactStore:
             raise
         return artifacts
 
+    def get_folder(self, job_id: str, artifacts: Sequence[Artifact], folder: Path) -> None:
+        """Copy the job's artifacts into the new folder `folder`, which appears only when it is whole.
+
+        Raises ArtifactNotFound if one is gone, or is not what was stored.
+        """
+        aside = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for artifact in artifacts:
+            target = aside / artifact.path
+            with self.open(job_id, artifact.path) as reader:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as writer:
+                    digest = _copy(reader, writer)
+            if digest != artifact.sha256:
+                raise ArtifactNotFound(f"Artifact {artifact.path!r} of job {job_id} is not what was stored.")
+        aside.rename(folder)
+
     def open(self, job_id: str, path: str) -> IO[bytes]:
         """The artifact's bytes, seekable. Raises ArtifactNotFound."""
         return cast("IO[bytes]", self._files.open(self._existing(job_id, path), "rb"))
@@ -73,15 +91,12 @@ class ArtifactStore:
 
     def _put(self, source: Path, target: str, name: str) -> Artifact:
         self._files.makedirs(posixpath.dirname(target), exist_ok=True)
-        digest = hashlib.sha256()
         with source.open("rb") as reader, self._files.open(target, "wb") as writer:
-            while block := reader.read(_COPY_BYTES):
-                digest.update(block)
-                writer.write(block)
+            digest = _copy(reader, writer)
             if isinstance(self._files, LocalFileSystem):
                 writer.flush()
                 os.fsync(writer.fileno())
-        return Artifact(name, source.stat().st_size, digest.hexdigest())
+        return Artifact(name, source.stat().st_size, digest)
 
     def _existing(self, job_id: str, path: str) -> str:
         clean = posixpath.normpath(path)
@@ -98,6 +113,31 @@ class ArtifactStore:
             shutil.rmtree(path, ignore_errors=True)
         elif self._files.exists(path):
             self._files.rm(path, recursive=True)
+
+
+def is_whole(folder: Path, artifacts: Sequence[Artifact]) -> bool:
+    """Whether the folder holds these files, by their SHA-256, and no others."""
+    found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    if found.keys() != {artifact.path for artifact in artifacts}:
+        return False
+    return all(
+        found[artifact.path].stat().st_size == artifact.size and _sha256(found[artifact.path]) == artifact.sha256
+        for artifact in artifacts
+    )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _copy(reader: IO[bytes], writer: IO[bytes]) -> str:
+    """Write all that there is to read; its SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    while block := reader.read(_COPY_BYTES):
+        digest.update(block)
+        writer.write(block)
+    return digest.hexdigest()
 
 
 def as_json(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1, description="a job whose own process dies this often fails")
     max_losses: int = Field(default=20, ge=1, description="a job whose worker falls silent this often fails")
     stop_grace_seconds: float = Field(default=10, gt=0, description="between asking a child to stop and killing it")
+    hub_timeout_seconds: float = Field(default=60, gt=0, description="a Hub silent for so long is asked anew")
     max_body_bytes: int = Field(default=1_000_000, gt=0, description="largest request body")
     max_queued_jobs: int = Field(default=10_000, ge=1, description="while so many jobs are queued, no other is taken")
     max_jobs_per_key: int = Field(default=1000, ge=1, description="jobs of one API key that have not ended")

@@ -208,6 +208,14 @@ class JobStore:
         with self._write.begin() as session:
             return changes.update_owned(session, lease, {"lease_expires_at": now_plus(lease_seconds)})
 
+    def status(self, lease: Lease) -> JobStatus:
+        """The status of the job that the attempt owns. Raises LeaseLost."""
+        with self._read() as session:
+            status = session.scalar(select(Job.status).where(*changes.owned_by(lease)))
+        if status is None:
+            raise changes.lost(lease)
+        return JobStatus(status)
+
     @patiently
     def record(
         self, lease: Lease, *, stage: str | None = None, progress: float | None = None, events: Sequence[Event] = ()
@@ -304,6 +312,18 @@ class JobStore:
                 )
             released.append(job_id)
         return released
+
+    def cancelled_with_artifacts(self, *, limit: int = 100) -> list[str]:
+        """The ids of cancelled jobs whose stored artifacts are still to be removed."""
+        query = select(Job.id).where(Job.status == JobStatus.CANCELLED, Job.artifacts.is_not(None))
+        with self._read() as session:
+            return list(session.scalars(query.order_by(Job.id).limit(limit)))
+
+    def forget_artifacts(self, job_id: str) -> None:
+        """Note that the artifacts of a cancelled job are removed."""
+        with self._write.begin() as session:
+            cancelled = update(Job).where(Job.id == job_id, Job.status == JobStatus.CANCELLED)
+            session.execute(cancelled.values(artifacts=None))
 
     def due_for_announcement(self, *, after_seconds: float, limit: int = 10) -> list[str]:
         """The queued jobs not announced for `after_seconds`, oldest first, now marked as announced.

@@ -17,7 +17,9 @@ from tests.hub.state import Hub
 def running_hub() -> Iterator[Hub]:
     """A hub on a free port of this machine, in a thread."""
     hub = Hub()
-    server = uvicorn.Server(uvicorn.Config(make_app(hub), host="127.0.0.1", port=0, log_level="critical"))
+    # Without a date of its own, since a test may want another.
+    config = uvicorn.Config(make_app(hub), host="127.0.0.1", port=0, log_level="critical", date_header=False)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="hub", daemon=True)
     thread.start()
     while not server.started:
@@ -27,5 +29,5 @@ def running_hub() -> Iterator[Hub]:
     try:
         yield hub
     finally:
-        server.should_exit = True
+        hub.closing = server.should_exit = True
         thread.join()

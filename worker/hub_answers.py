@@ -3,8 +3,13 @@
 The client's own error texts, which quote what servers said, never get past this module.
 """
 
+import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from math import ceil
 
+import httpx2
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # lazily exported
 
@@ -13,6 +18,8 @@ LONGEST_PAUSE_SECONDS = 300
 
 _PASSING = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})
 """Answers worth another try; after 409 and 412 it looks at the repository anew, and refuses or goes on."""
+
+_IN_WORDS = re.compile(r"HTTP status \w+ error \((\d{3}) ")
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,18 @@ def explain(error: Exception, *, host: str, namespace: str) -> Failure:
         wait = _asked_pause(answer)
         status = answer.response.status_code
         return Failure(_reason(status, wait, host, namespace), _pause(status, wait))
+    in_words = _xet_status(error)
+    if in_words is not None:
+        return Failure(_reason(in_words, None, host, namespace), _pause(in_words, None))
     match error:
         case HFValidationError():
             return Failure("that is no valid repository name; see the Hub's rules for names.", False)
+        case httpx2.TimeoutException():
+            return Failure(
+                f"{host} did not answer in time ({type(error).__name__}): check the worker's network, or raise "
+                "FLATTENGPT_HUB_TIMEOUT_SECONDS.",
+                True,
+            )
         case OSError(strerror=str(problem)) if not isinstance(error, ConnectionError | TimeoutError):
             return Failure(f"a file of the result cannot be read ({problem}).", False)
         case _:
@@ -50,6 +66,12 @@ def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
     return error
 
 
+def _xet_status(error: Exception) -> int | None:
+    """The status of an answer to the Xet client, which gives it in words alone; 404 may also mean a Hub without Xet."""
+    found = _IN_WORDS.search(str(error)) if type(error) is ConnectionError else None
+    return int(found[1]) if found and found[1] != "404" else None
+
+
 def _asked_pause(answer: HfHubHTTPError) -> int | None:
     """The seconds that the Hub asks to wait, if it does."""
     headers = answer.response.headers
@@ -57,7 +79,22 @@ def _asked_pause(answer: HfHubHTTPError) -> int | None:
     if limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds
     retry_after = headers.get("retry-after", "")
-    return int(retry_after) if retry_after.isdecimal() else None
+    return int(retry_after) if retry_after.isdecimal() else _seconds_until(retry_after, headers.get("date", ""))
+
+
+def _seconds_until(date: str, now: str) -> int | None:
+    """The seconds between two HTTP dates, the second being the Hub's clock; None if the first is no date."""
+    then = _instant(date)
+    if then is None:
+        return None
+    return max(0, ceil((then - (_instant(now) or datetime.now(UTC))).total_seconds()))
+
+
+def _instant(date: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(date).replace(tzinfo=UTC)  # HTTP knows no other zone
+    except ValueError:
+        return None
 
 
 def _pause(status: int, wait: int | None) -> bool | float:

@@ -12,6 +12,8 @@ from contextlib import suppress
 import structlog
 from sqlalchemy.exc import OperationalError
 
+from jobs.artifacts import ArtifactStore
+from jobs.discard import discard, discard_left_over
 from jobs.errors import LeaseLost
 from jobs.records import Lease
 from jobs.settings import Settings
@@ -49,6 +51,7 @@ class Parent:
     ) -> None:
         self._store, self._settings, self._name = store, settings, name
         self._stopping, self._command = stopping, command
+        self._artifacts = ArtifactStore(settings.artifacts)
 
     def work_from(self, job_id: str) -> None:
         """Run the job if it is still queued, then every other queued job, until none is left or the worker stops."""
@@ -71,6 +74,9 @@ class Parent:
         try:
             ended, stopped = self._watch(lease, child)
             status = self._settle(lease, ended, stopped)
+            if status is JobStatus.CANCELLED:
+                with suppress(OperationalError):  # the row lists them until the next job's end
+                    discard(self._store, self._artifacts, lease.job_id)
             log.info("attempt ended", code=ended.code, status=status.value)
         except LeaseLost as error:
             # Mostly the end of the job, which the child records before it exits.
@@ -80,6 +86,8 @@ class Parent:
 
     def _clear_ended(self) -> None:
         """Remove the files of jobs that have ended, here or on another worker; the others may go on from theirs."""
+        with suppress(OperationalError):  # the next job clears it
+            discard_left_over(self._store, self._artifacts)
         for job_id in jobs_with_work(self._settings):
             with suppress(OperationalError):  # the next job clears it
                 if self._store.has_ended(job_id):

@@ -7,6 +7,9 @@ from pathlib import Path
 from jobs.records import Lease
 from jobs.settings import Settings
 
+_KEPT = ("state", "result")
+"""What the next attempt can use of one that ended: both hold whole files only, or say which are."""
+
 
 def log_file(settings: Settings, lease: Lease) -> Path:
     """What the attempt's child process prints; kept."""
@@ -24,19 +27,19 @@ def state_dir(settings: Settings, lease: Lease) -> Path:
 
 
 def adopt_work(settings: Settings, lease: Lease) -> None:
-    """Give the attempt the state of the one before it, if this machine has it, and nothing else.
+    """Give the attempt the state and the result of the one before it, if this machine has them, and nothing else.
 
     By a rename, so that an earlier attempt which only seemed dead does not write between its successor's files.
     """
     own = _own(settings, lease)
     earlier = sorted((folder for folder in _of_job(settings, lease.job_id)), key=_attempt, reverse=True)
     for folder in earlier:
-        if (folder / "state").is_dir() and not own.exists():
+        if any((folder / name).is_dir() for name in _KEPT) and not own.exists():
             folder.rename(own)
         else:
             shutil.rmtree(folder, ignore_errors=True)
     for entry in own.iterdir() if own.exists() else ():
-        if entry.name != "state":
+        if entry.name not in _KEPT:
             shutil.rmtree(entry, ignore_errors=True)
 
 

@@ -3,17 +3,20 @@
 Knows a folder and where it goes, and of the job only its id. The token goes to the Hub's client and nowhere else.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
 from huggingface_hub.errors import HfHubHTTPError
 from pydantic import SecretStr
 from stamina import RetryingCaller
 
 from jobs.errors import PublishConflict, PublishFailed
 from worker.hub_answers import explain
+from worker.hub_client import set_up_client
+from worker.interruptible import LastStep, LeftBehind
 
 TRIES = 4
 _MADE_BY_THE_HUB = {".gitattributes"}
@@ -57,10 +60,26 @@ class _Unfinished(PublishFailed):
         self.pause = pause
 
 
-def publish(folder: Path, *, repo_id: str, private: bool, token: SecretStr | None, endpoint: str, job_id: str) -> str:
-    """Create the repository, upload all of `folder` in a commit that names the job, and give the repository's address.
+def publish(
+    folder: Path,
+    *,
+    repo_id: str,
+    private: bool,
+    token: SecretStr | None,
+    endpoint: str,
+    job_id: str,
+    timeout_seconds: float = 60,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    commit: LastStep | None = None,
+) -> str:
+    """Create the repository, upload all of `folder` in one commit that names the job, and give its address.
 
-    Doing it again for the same job completes what is missing and commits nothing that is there already.
+    Doing it again for the same job uploads what the Hub does not have and commits nothing that is there already.
+
+    Args:
+        timeout_seconds: a request that the Hub is silent about for so long is given up, and tried again.
+        progress: told the bytes that the Hub has, of how many.
+        commit: taken for the commit, before which nothing can be seen in the repository.
 
     Raises:
         PublishConflict: the repository holds what this job did not upload, or is public against the request.
@@ -73,21 +92,27 @@ def publish(folder: Path, *, repo_id: str, private: bool, token: SecretStr | Non
             f"environment to one that may write there. {to.remedy}",
             field="publish",
         )
+    set_up_client(timeout_seconds)
     api = HfApi(endpoint=endpoint, token=token.get_secret_value())
-    return RetryingCaller(attempts=TRIES, timeout=None, wait_initial=1, wait_max=30)(_pause, _upload, api, folder, to)
+    tries = RetryingCaller(attempts=TRIES, timeout=None, wait_initial=1, wait_max=30)
+    return tries(_pause, _upload, api, folder, to, progress, commit or LastStep())
 
 
 def _pause(error: Exception) -> bool | float:
     return error.pause if isinstance(error, _Unfinished) else False
 
 
-def _upload(api: HfApi, folder: Path, to: Destination) -> str:
+def _upload(api: HfApi, folder: Path, to: Destination, progress: Callable[[int, int], None], commit: LastStep) -> str:
     """One try. What it raises has nothing of the client's error in its text or its chain."""
     try:
-        head = _own_head(api, to)
-        # With `parent_commit` the Hub refuses if anyone has committed since.
-        api.upload_folder(repo_id=to.repo_id, folder_path=folder, commit_message=to.commit_message, parent_commit=head)
-    except PublishConflict:
+        repository = _own_repository(api, to)
+        missing = _missing(folder, repository)
+        _send(api, to, missing, progress)
+        with commit.taken():
+            # The Hub refuses if anyone has committed since; the client commits nothing if there is nothing new.
+            head = repository.sha if repository else None
+            api.create_commit(to.repo_id, missing, commit_message=to.commit_message, parent_commit=head)
+    except (PublishConflict, LeftBehind):
         raise
     except Exception as error:
         failure = explain(error, host=urlsplit(to.endpoint).hostname or "the Hub", namespace=to.repo_id.split("/")[0])
@@ -97,8 +122,33 @@ def _upload(api: HfApi, folder: Path, to: Destination) -> str:
     return to.url
 
 
-def _own_head(api: HfApi, to: Destination) -> str | None:
-    """The newest commit of a repository that exists, None of one just created. Raises PublishConflict if not ours."""
+def _missing(folder: Path, repository: ModelInfo | None) -> list[CommitOperationAdd]:
+    """The files of `folder` but the large ones that the repository has."""
+    siblings = (repository.siblings if repository else None) or []
+    there = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs}
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    additions = [CommitOperationAdd(file.relative_to(folder).as_posix(), file) for file in files]
+    return [
+        addition
+        for addition in additions
+        if addition.path_in_repo not in there or addition.upload_info.sha256.hex() != there[addition.path_in_repo]
+    ]
+
+
+def _send(
+    api: HfApi, to: Destination, additions: Sequence[CommitOperationAdd], progress: Callable[[int, int], None]
+) -> None:
+    """Bring what is large to the Hub's storage, a file of weights at a time, so that each is there for good."""
+    done, total = 0, sum(addition.upload_info.size for addition in additions)
+    weights = [addition for addition in additions if addition.path_in_repo.endswith(".safetensors")]
+    for batch in [*([file] for file in weights), additions]:
+        progress(done, total)
+        api.preupload_lfs_files(to.repo_id, batch, free_memory=False)  # skips what it has sent already
+        done += sum(addition.upload_info.size for addition in batch)
+
+
+def _own_repository(api: HfApi, to: Destination) -> ModelInfo | None:
+    """The repository as it is, or None if it was created just now. Raises PublishConflict if it is not ours."""
     try:
         api.create_repo(to.repo_id, private=to.private)
         return None
@@ -106,7 +156,7 @@ def _own_head(api: HfApi, to: Destination) -> str | None:
         if refusal.response.status_code not in _EXISTS_PERHAPS:
             raise
         try:
-            info = api.model_info(to.repo_id)
+            info = api.model_info(to.repo_id, files_metadata=True)
         except HfHubHTTPError:
             raise refusal from None
     if to.private and info.private is False:
@@ -121,7 +171,7 @@ def _own_head(api: HfApi, to: Destination) -> str | None:
             f"name, or an empty repository. {to.remedy}",
             field="publish.repo_id",
         )
-    return info.sha
+    return info
 
 
 def _is_empty(info: ModelInfo) -> bool:
@@ -129,6 +179,5 @@ def _is_empty(info: ModelInfo) -> bool:
 
 
 def _is_ours(api: HfApi, to: Destination) -> bool:
-    # The client adds "(part 2)" to the message when it splits a large upload.
     commits = api.list_repo_commits(to.repo_id)
-    return bool(commits) and commits[0].title.startswith(to.commit_message)
+    return bool(commits) and commits[0].title == to.commit_message

@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+
+from sqlalchemy.exc import OperationalError
 
 from jobs.records import Event, Lease
 from jobs.states import PUBLISHING, JobStatus
@@ -17,6 +20,10 @@ WEIGHTS = {
     PUBLISHING: 0.05,
 }
 """Each stage's share of a job's progress; a stage that is left out is jumped over."""
+
+
+LOOK_SECONDS = 1
+"""How often `Reporter.look` asks the database."""
 
 
 class StopRequested(Exception):
@@ -36,7 +43,12 @@ class Reporter:
         self._store, self._lease, self._stopping = store, lease, stopping
         self._interval = interval_seconds
         self._stage = "loading"
-        self._written = 0.0
+        self._written = self._looked = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step would be written."""
+        return time.monotonic() - self._written >= self._interval
 
     def stage(self, name: str) -> None:
         """Note that a stage begins."""
@@ -47,7 +59,7 @@ class Reporter:
         """Note how far the stage is."""
         if self._stopping():
             raise StopRequested
-        if time.monotonic() - self._written >= self._interval or done == total:
+        if self.due or done == total:
             share = WEIGHTS[self._stage] * done / max(total, 1)
             progress = round(self._before(self._stage) + share, 4)
             self._write(
@@ -62,6 +74,18 @@ class Reporter:
     def check(self) -> None:
         """Make sure that the run is still wanted, before what cannot be undone."""
         self._write()
+
+    def look(self) -> None:
+        """As `check`, but to be called often: it writes nothing, and bears with a database that does not answer."""
+        if self._stopping():
+            raise StopRequested
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        with suppress(OperationalError):
+            if self._store.status(self._lease) is JobStatus.CANCELLING:
+                raise StopRequested
 
     def _write(self, **what: Any) -> None:
         if self._stopping():

@@ -10,29 +10,36 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
 from flattengpt_core.errors import FlattenGPTError
 from flattengpt_core.options import Calibration, Evaluation, Recovery
-from jobs.artifacts import ArtifactStore, as_json
+from jobs.artifacts import Artifact, ArtifactStore, as_json
 from jobs.database import make_engine
 from jobs.errors import LeaseLost
 from jobs.logs import configure_logs
-from jobs.records import Lease
+from jobs.records import Event, JobRecord, Lease
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.states import PUBLISHING
 from jobs.store import JobStore
 from worker.child_process import die_with_parent
 from worker.exit_codes import ExitCode
+from worker.interruptible import LastStep, interruptibly
 from worker.places import result_dir, state_dir
 from worker.reporter import Reporter, StopRequested
+from worker.restore import restore
+
+COMMIT_SECONDS = 5
+"""How long a stop waits for the Hub's answer to a commit that is under way."""
 
 log = structlog.get_logger()
 
@@ -46,6 +53,8 @@ class Attempt:
     settings: Settings
     store: JobStore
     reporter: Reporter
+    job: JobRecord
+    """The job's row as it was when the attempt began."""
 
 
 def main(job_id: str, attempt: int) -> ExitCode:
@@ -64,7 +73,7 @@ def main(job_id: str, attempt: int) -> ExitCode:
         spec = JobSpec.model_validate(job.request)
         if job.commit is not None:
             spec = spec.model_copy(update={"revision": job.commit})
-        run(Attempt(lease, spec, settings, store, Reporter(store, lease, stop.is_set)))
+        run(Attempt(lease, spec, settings, store, Reporter(store, lease, stop.is_set), job))
         return ExitCode.DONE
     except StopRequested:
         log.info("stopped between two steps, as asked")
@@ -83,6 +92,9 @@ def run(attempt: Attempt) -> None:
     """Compress, store, publish, succeed. Raises what went wrong."""
     spec, settings = attempt.spec, attempt.settings
     attempt.reporter.stage("loading")
+    if (stored := stored_result(attempt)) is not None:
+        succeed(attempt, stored)
+        return
     model = fetch(attempt)
     goal = spec.goal(inspect(model).num_layers)
     from flattengpt_core.pipeline import compress  # imports torch, which takes seconds
@@ -104,8 +116,27 @@ def run(attempt: Attempt) -> None:
         work=state_dir(settings, attempt.lease),
     )
     attempt.reporter.check()  # a late attempt must not replace another's artifacts
-    artifacts = ArtifactStore(settings.artifacts).put_folder(attempt.lease.job_id, result)
+    put = partial(ArtifactStore(settings.artifacts).put_folder, attempt.lease.job_id, result)
+    artifacts = interruptibly(put, attempt.reporter.look)
     attempt.store.store_result(attempt.lease, metrics=metrics, artifacts=as_json(artifacts))
+    succeed(attempt, result)
+
+
+def stored_result(attempt: Attempt) -> Path | None:
+    """The folder with the result that an earlier attempt has stored; None, and no folder, if none has."""
+    job, folder = attempt.job, result_dir(attempt.settings, attempt.lease)
+    artifacts = [Artifact(**entry) for entry in job.artifacts] if job.metrics is not None else []
+    found = interruptibly(
+        partial(restore, ArtifactStore(attempt.settings.artifacts), job.id, artifacts, folder), attempt.reporter.look
+    )
+    if found is None:
+        return None
+    attempt.reporter.event("restored", source=found)
+    return folder
+
+
+def succeed(attempt: Attempt, result: Path) -> None:
+    """Publish the stored result and end the job well. Raises PublishFailed."""
     attempt.store.succeed(attempt.lease, published_url=publish_result(attempt, result))
 
 
@@ -132,14 +163,34 @@ def publish_result(attempt: Attempt, result: Path) -> str | None:
     from worker.publish import publish
 
     attempt.reporter.stage(PUBLISHING)
-    return publish(
+    news: deque[tuple[int, int]] = deque(maxlen=1)
+    commit = LastStep()
+
+    def look() -> None:
+        attempt.reporter.look()
+        if news and attempt.reporter.due:
+            attempt.reporter.step(*news.popleft())
+
+    upload = partial(
+        publish,
         result,
         repo_id=attempt.spec.publish.repo_id,
         private=attempt.spec.publish.private,
         token=attempt.settings.hf_token,
         endpoint=attempt.settings.hf_endpoint,
         job_id=attempt.lease.job_id,
+        timeout_seconds=attempt.settings.hub_timeout_seconds,
+        progress=lambda done, total: news.append((done, total)),
+        commit=commit,
     )
+    patience = min(COMMIT_SECONDS, attempt.settings.stop_grace_seconds / 2)
+    try:
+        return interruptibly(upload, look, last_step=commit, patience_seconds=patience)
+    except StopRequested:
+        if commit.begun:
+            unanswered = Event("commit_unanswered", {"repo_id": attempt.spec.publish.repo_id})
+            attempt.store.record(attempt.lease, events=[unanswered])
+        raise
 
 
 def _record_failure(store: JobStore, lease: Lease, error: Exception) -> ExitCode:
@@ -172,5 +223,15 @@ def _is_full_disk(error: BaseException) -> bool:
     return full or f"(os error {errno.ENOSPC})" in str(error) or (cause is not None and _is_full_disk(cause))
 
 
+def leave(code: ExitCode) -> NoReturn:
+    """End the process, at once if a piece of work may have been left behind in a thread."""
+    if code in (ExitCode.STOPPED, ExitCode.LEASE_LOST):
+        with suppress(OSError):  # the log may be on the disk that is full
+            logging.shutdown()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    leave(main(sys.argv[1], int(sys.argv[2])))

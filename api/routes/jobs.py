@@ -11,6 +11,7 @@ from api.problems import responses
 from api.schemas import JobPage, JobReply
 from api.state import Parts
 from flattengpt_core.errors import InvalidRequest
+from jobs.discard import discard
 from jobs.records import JobRecord
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
@@ -88,9 +89,13 @@ def show(job_id: str, jobs: ReadableJobs) -> JobReply:
 
 
 @router.post("/{job_id}/cancel", status_code=202, operation_id="cancelJob", responses=responses(404, 409, 503))
-def cancel(job_id: str, jobs: WritableJobs) -> JobReply:
-    """Cancel a queued job at once; ask a running one to stop, which it does within one layer."""
-    return JobReply.of(jobs.cancel(job_id))
+def cancel(job_id: str, jobs: WritableJobs, parts: Parts) -> JobReply:
+    """Cancel a queued job at once; ask a running one to stop, which it does within one layer or 10 seconds."""
+    job = jobs.cancel(job_id)
+    if job.status is JobStatus.CANCELLED and job.artifacts:  # of an attempt that died before it could publish them
+        discard(parts.store, parts.artifacts, job_id)
+        job = jobs.get(job_id)
+    return JobReply.of(job)
 
 
 @router.post(

@@ -120,6 +120,22 @@ def test_a_running_job_is_asked_to_stop(api: TestClient, store: JobStore) -> Non
     assert api.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
 
 
+def test_a_queued_job_that_had_stored_its_result_loses_it_by_the_cancel(
+    api: TestClient, store: JobStore, settings: Settings, tmp_path: Path
+) -> None:
+    """Its attempt died before it could publish."""
+    job_id = submitted(api)
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "config.json").write_text("{}")
+    lease = taken(store, job_id)
+    stored = ArtifactStore(settings.artifacts).put_folder(job_id, tmp_path / "result")
+    store.store_result(lease, metrics=METRICS, artifacts=as_json(stored))
+    store.hand_back(lease, reason="test")
+    body = api.post(f"/jobs/{job_id}/cancel").json()
+    assert (body["status"], body["artifacts"]) == ("cancelled", [])
+    assert not (settings.data_dir / "artifacts" / job_id).exists()
+
+
 def test_what_has_ended_cannot_be_cancelled(api: TestClient, store: JobStore) -> None:
     job_id = submitted(api)
     store.succeed(taken(store, job_id))

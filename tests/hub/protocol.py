@@ -4,6 +4,7 @@ Models only, and the storage of their large files, by Xet and by git-lfs. It liv
 as on the real one, so that a token sent there shows.
 """
 
+import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 
 from tests.hub.repositories import DATE, Commit, ParentMoved, Repository, file_oid, is_large, new_repository
-from tests.hub.state import NAMESPACE, READ_TOKEN, WRITE_TOKEN, XET_TOKEN, Hub, Seen
+from tests.hub.state import NAMESPACE, READ_TOKEN, WRITE_TOKEN, XET_TOKEN, Break, Hub, Seen
 
 
 class Refused(Exception):
@@ -43,10 +44,29 @@ def make_app(hub: Hub) -> FastAPI:
             return RedirectResponse(seen.path.replace(moved, hub.renamed[moved]), 307)
         if fault is None:
             return await call_next(request)
-        await request.body()
-        if fault.status == 0:
+        match fault.answer:
+            case Break.SILENCE:
+                await silence()
+            case Break.UNANSWERED:
+                await call_next(request)
+                await silence()
+            case Break.NONE:
+                return await call_next(request)
+            case Break.HELD:
+                while not (hub.released or hub.closing):
+                    await asyncio.sleep(0.02)
+                return await call_next(request)
+            case Break.CUT_UPLOAD:
+                pass
+            case _:
+                await request.body()
+        if isinstance(fault.answer, Break):
             return StreamingResponse(_cut(), headers={"content-length": "1000"})
-        return JSONResponse({"error": fault.message}, fault.status, fault.headers)
+        return JSONResponse({"error": fault.message}, fault.answer, fault.headers)
+
+    async def silence() -> None:
+        while not hub.closing:
+            await asyncio.sleep(0.05)
 
     async def _cut() -> AsyncIterator[bytes]:
         yield b"{"
@@ -73,7 +93,7 @@ def make_app(hub: Hub) -> FastAPI:
             "sha": commit.id,
             "private": repository.private,
             "gated": "manual" if repository.gated else False,
-            "siblings": [{"rfilename": path} for path in commit.files],
+            "siblings": [_sibling(path, content) for path, content in commit.files.items()],
         }
 
     @app.get("/api/models/{owner}/{name}/commits/{revision:path}")
@@ -129,7 +149,9 @@ def make_app(hub: Hub) -> FastAPI:
 
     @app.post("/storage/xet/v1/xorbs/default/{name}")
     async def xorb(request: Request, name: str) -> dict[str, bool]:
-        hub.xet.put_xorb(name, await request.body())
+        body = await request.body()
+        hub.uploaded.append(len(body))
+        hub.xet.put_xorb(name, body)
         return {"was_inserted": True}
 
     @app.post("/storage/xet/v1/shards")
@@ -141,6 +163,7 @@ def make_app(hub: Hub) -> FastAPI:
     @app.put("/storage/{oid}")
     async def store(request: Request, oid: str) -> Response:
         hub.storage[oid] = await request.body()
+        hub.uploaded.append(len(hub.storage[oid]))
         return Response()
 
     @app.get("/storage/{oid}")
@@ -206,6 +229,12 @@ def make_app(hub: Hub) -> FastAPI:
             raise Refused(403, f"You don't have the rights to write to {repo_id}")
 
     return app
+
+
+def _sibling(path: str, content: bytes) -> dict[str, Any]:
+    entry = _tree_entry(path, content)
+    lfs = {"lfs": {"sha256": file_oid(path, content), "size": len(content), "pointerSize": 134}}
+    return {"rfilename": path, "size": len(content), "blobId": entry["oid"]} | (lfs if is_large(path) else {})
 
 
 def _tree_entry(path: str, content: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from enum import Enum
 
 from tests.hub.repositories import Repository, new_repository
 from tests.hub.xet_storage import XetStorage
@@ -22,12 +23,23 @@ class Seen:
     authorization: str | None
 
 
+class Break(Enum):
+    """How a connection fails, if not by a status."""
+
+    CUT = "cut after the request was read"
+    CUT_UPLOAD = "cut while the request is still sent"
+    SILENCE = "nothing is read, nothing is answered"
+    UNANSWERED = "it is done as asked, and never answered"
+    NONE = "not at all"
+    HELD = "it is done and answered, but not before `released`"
+
+
 @dataclass
 class Fault:
-    """How the next `times` requests whose `METHOD /path` matches `pattern` fail. status 0 cuts the connection."""
+    """How the next `times` requests whose `METHOD /path` matches `pattern` fail: by a status, or without an answer."""
 
     pattern: str
-    status: int
+    answer: int | Break
     times: int
     headers: dict[str, str]
     message: str
@@ -35,7 +47,11 @@ class Fault:
 
 @dataclass
 class Hub:
-    """A running server: what it holds, what it saw, how it is to fail. renamed: new by old repository id."""
+    """A running server: what it holds, what it saw, how it is to fail.
+
+    renamed: new by old repository id. uploaded: the size of each body that the storage took, in order. released: what
+    is held goes on. closing: all silences end.
+    """
 
     port: int = 0
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -43,6 +59,9 @@ class Hub:
     storage: dict[str, bytes] = field(default_factory=dict)
     xet: XetStorage = field(default_factory=XetStorage)
     seen: list[Seen] = field(default_factory=list)
+    uploaded: list[int] = field(default_factory=list)
+    released: bool = False
+    closing: bool = False
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -53,10 +72,15 @@ class Hub:
     def storage_url(self) -> str:
         return f"http://localhost:{self.port}/storage"
 
-    def fail(self, pattern: str, status: int, *, times: int = 1_000, message: str = "", **headers: str) -> None:
+    def fail(self, pattern: str, answer: int | Break, *, times: int = 1_000, message: str = "", **headers: str) -> None:
         """Make requests fail; header names are given with `_` for `-`."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.faults.append(Fault(pattern, status, times, named, message))
+        self.faults.append(Fault(pattern, answer, times, named, message))
+
+    def forget(self) -> None:
+        """Hold nothing, have seen nothing, fail nowhere."""
+        for kept in (self.repositories, self.storage, self.seen, self.uploaded, self.faults):
+            kept.clear()
 
     def add(
         self, repo_id: str, files: dict[str, bytes], *, private: bool = False, title: str = "by hand"

@@ -5,12 +5,13 @@ import resource
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from jobs.artifacts import Artifact, ArtifactStore, as_json
+from jobs.artifacts import Artifact, ArtifactStore, as_json, is_whole
 from jobs.errors import ArtifactNotFound
 from jobs.settings import Settings
 
@@ -112,6 +113,23 @@ def test_a_file_of_many_blocks(store: ArtifactStore, tmp_path: Path) -> None:
     (artifact,) = store.put_folder("J1", folder(tmp_path / "big", {"model.safetensors": written}))
     assert (artifact.size, artifact.sha256) == (len(written), hashlib.sha256(written).hexdigest())
     assert content(store, "J1", "model.safetensors") == written
+
+
+def test_a_folder_comes_back(store: ArtifactStore, result: Path, tmp_path: Path) -> None:
+    artifacts = store.put_folder("J1", result)
+    store.get_folder("J1", artifacts, tmp_path / "back")
+    assert is_whole(tmp_path / "back", artifacts)
+    assert not is_whole(result.parent, artifacts)
+
+
+def test_a_folder_that_is_not_what_was_stored_does_not_come_back(
+    store: ArtifactStore, result: Path, tmp_path: Path
+) -> None:
+    artifacts = store.put_folder("J1", result)
+    for wrong in (replace(artifacts[0], sha256="0" * 64), replace(artifacts[0], path="../J2/config.json")):
+        with pytest.raises(ArtifactNotFound):
+            store.get_folder("J1", [*artifacts[1:], wrong], tmp_path / "back")
+        assert not (tmp_path / "back").exists()
 
 
 def test_artifacts_can_be_read_from_any_point(store: ArtifactStore, result: Path) -> None:

@@ -254,6 +254,11 @@ STATE = (
     "print(*sorted(file.name for file in own.rglob('*')), flush=True)\n"
     "state.mkdir(parents=True, exist_ok=True); (state / sys.argv[2]).touch(); (own / 'result.partial').mkdir()\n"
 )
+RESULT = (
+    "import sys; from pathlib import Path; own = Path({work!r}, '.'.join(sys.argv[1:]))\n"
+    "print(*sorted(file.name for file in own.rglob('*')), flush=True)\n"
+    "(own / 'result').mkdir(parents=True, exist_ok=True); (own / 'result' / sys.argv[2]).touch(); raise SystemExit(9)"
+)
 
 
 @on_sqlite
@@ -266,6 +271,15 @@ def test_an_attempt_finds_what_the_last_one_finished_and_the_end_clears_it(
     logs = sorted((settings.data_dir / "logs").iterdir())
     assert [log.name for log in logs] == [f"{queued}.{attempt}.log" for attempt in (1, 2, 3)]
     assert [log.read_text() for log in logs] == ["\n", "1 state\n", "1 2 state\n"]
+
+
+@on_sqlite
+def test_an_attempt_finds_the_result_of_the_last_one(
+    store: JobStore, settings: Settings, queued: str, workers: Workers
+) -> None:
+    workers(stand_in(RESULT.format(work=str(settings.data_dir / "work"))), max_attempts=2).run(queued)
+    logs = sorted((settings.data_dir / "logs").iterdir())
+    assert [log.read_text() for log in logs] == ["\n", "1 result\n"]
 
 
 @on_sqlite

@@ -10,16 +10,24 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import stamina
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 from pydantic import SecretStr
 
 from jobs.errors import PublishConflict, PublishFailed
 from tests.hub.repositories import new_repository
-from tests.hub.state import READ_TOKEN, WRITE_TOKEN, XET_TOKEN, Hub
+from tests.hub.state import READ_TOKEN, WRITE_TOKEN, XET_TOKEN, Break, Hub
 from tests.hub_server import running_hub
+from tests.processes import wait_until
+from worker.interruptible import LastStep, LeftBehind
 from worker.publish import TRIES, publish
 
 JOB = "01KB0000000000000000000001"
@@ -30,6 +38,24 @@ REPO = "acme/tiny-flat4"
 def hub() -> Iterator[Hub]:
     with running_hub() as hub:
         yield hub
+
+
+@pytest.fixture(autouse=True)
+def _the_client_as_it_was() -> Iterator[None]:
+    yield
+    set_client_factory(default_client_factory)
+
+
+@pytest.fixture
+def by_lfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large files go by git-lfs, through Python, instead of by Xet."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
+@pytest.fixture
+def impatient_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's client without its own pauses after a broken connection, which grow up to 8 s."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 @pytest.fixture
@@ -63,9 +89,10 @@ def put(
     job: str = JOB,
     repo_id: str = REPO,
     private: bool = True,
+    **more: Any,
 ) -> str:
     secret = SecretStr(token) if token is not None else None
-    return publish(folder, repo_id=repo_id, private=private, token=secret, endpoint=hub.endpoint, job_id=job)
+    return publish(folder, repo_id=repo_id, private=private, token=secret, endpoint=hub.endpoint, job_id=job, **more)
 
 
 def published(hub: Hub) -> dict[str, bytes]:
@@ -84,26 +111,68 @@ def test_a_public_repository_if_asked(hub: Hub, result: Path) -> None:
     assert not hub.repositories[REPO].private
 
 
+@pytest.mark.usefixtures("by_lfs")
 def test_without_xet_large_files_go_by_lfs(hub: Hub, result: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from pydantic import SecretStr; from worker.publish import publish\n"
-        "folder, repo_id, token, endpoint, job = sys.argv[1:]\n"
-        "publish(Path(folder), repo_id=repo_id, private=True, token=SecretStr(token), endpoint=endpoint, job_id=job)"
-    )
-    subprocess.run(
-        [sys.executable, "-c", script, str(result), REPO, WRITE_TOKEN, hub.endpoint, JOB],
-        env=os.environ | {"HF_HUB_DISABLE_XET": "1"},
-        check=True,
-    )
+    put(hub, result)
     assert hub.requests("PUT /storage/")
     assert published(hub) == contents(result)
 
 
-def test_again_for_the_same_job_commits_nothing(hub: Hub, result: Path) -> None:
+def test_again_for_the_same_job_sends_and_commits_nothing(hub: Hub, result: Path) -> None:
     put(hub, result)
     commits = len(hub.repositories[REPO].commits)
+    assert len(hub.uploaded) == 1
     put(hub, result)
     assert len(hub.repositories[REPO].commits) == commits
+    assert len(hub.uploaded) == 1
+
+
+PUBLISH = (
+    "import sys; from pathlib import Path; from pydantic import SecretStr; from worker.publish import publish\n"
+    "folder, repo_id, token, endpoint, job = sys.argv[1:]\n"
+    "publish(Path(folder), repo_id=repo_id, private=True, token=SecretStr(token), endpoint=endpoint, job_id=job)"
+)
+
+
+@pytest.mark.parametrize("disable_xet", ["0", "1"], ids=["xet", "lfs"])
+def test_kill_9_in_mid_upload_and_the_next_sends_the_rest(
+    hub: Hub, result: Path, tmp_path: Path, disable_xet: str
+) -> None:
+    """Of two files of weights, where the first was through."""
+    second = random.Random(1).randbytes(400_000)
+    (result / "model2.safetensors").write_bytes(second)
+    environment = os.environ | {"HF_HUB_DISABLE_XET": disable_xet, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", PUBLISH, str(result), REPO, WRITE_TOKEN, hub.endpoint, JOB]
+    bodies = "PUT /storage/|POST /storage/xet/v1/xorbs"
+    hub.fail(bodies, Break.NONE, times=1)
+    hub.fail(bodies, Break.SILENCE, times=1)
+    killed = subprocess.Popen(command, env=environment)
+    wait_until(lambda: len(hub.requests(bodies)) == 2, what="the second file")
+    killed.kill()
+    killed.wait()
+    assert len(hub.uploaded) == 1
+    assert published(hub) == {}
+    subprocess.run(command, env=environment, check=True)
+    assert len(hub.uploaded) == 2
+    assert len(second) <= hub.uploaded[1] < len(second) + 10_000
+    assert published(hub) == contents(result)
+
+
+def test_progress_tells_the_bytes_that_are_there(hub: Hub, result: Path) -> None:
+    (result / "model2.safetensors").write_bytes(random.Random(1).randbytes(1_000))
+    told: list[tuple[int, int]] = []
+    put(hub, result, progress=lambda done, total: told.append((done, total)))
+    total = sum(len(content) for content in contents(result).values())
+    assert told == [(0, total), (300_000, total), (301_000, total)]
+
+
+def test_a_commit_that_nobody_waits_for_is_not_begun(hub: Hub, result: Path) -> None:
+    commit = LastStep()
+    assert commit.close()
+    with pytest.raises(LeftBehind):
+        put(hub, result, commit=commit)
+    assert hub.uploaded
+    assert published(hub) == {}
 
 
 def test_a_later_attempt_replaces_what_an_earlier_one_of_the_job_left(hub: Hub, result: Path) -> None:
@@ -215,10 +284,127 @@ def test_a_long_pause_is_not_waited_for(hub: Hub, result: Path) -> None:
     assert len(hub.requests("POST /api/repos/create")) == 1
 
 
+def test_a_date_in_retry_after_is_kept(hub: Hub, result: Path) -> None:
+    """By the Hub's clock, which is an hour behind here."""
+    now = datetime.now(UTC) - timedelta(hours=1)
+    after, date = (format_datetime(when, usegmt=True) for when in (now + timedelta(seconds=1), now))
+    hub.fail("POST .*/preupload/", 429, times=1, retry_after=after, date=date)
+    started = time.monotonic()
+    put(hub, result)
+    assert 1 < time.monotonic() - started < 20
+    assert published(hub) == contents(result)
+
+
+AFTER_THE_CREATION = pytest.mark.parametrize(
+    "request_",
+    [
+        "POST .*/preupload/",
+        "POST .*/lfs/objects/batch",
+        "PUT /storage/",
+        "POST .*/lfs/objects/verify",
+        "POST .*/commit/",
+    ],
+    ids=["preupload", "batch", "storage", "verify", "commit"],
+)
+
+
+@AFTER_THE_CREATION
+@pytest.mark.usefixtures("no_pauses", "by_lfs")
+def test_refusals_at_each_step(hub: Hub, result: Path, request_: str) -> None:
+    for answer, words, tries in [
+        (401, r"does not accept the worker's token \(401\)", 1),
+        (403, r"may not write there \(403\)", 1),
+        (404, r"does not find it \(404\)", 1),
+        (409, r"exists already \(409\)", TRIES),
+        (429, r"limits the worker's requests \(429\)", TRIES),
+        (502, r"is in trouble \(502\)", TRIES),
+        (503, r"is in trouble \(503\)", TRIES),
+    ]:
+        if "verify" in request_ and tries > 1:
+            continue  # the next try finds the file there
+        hub.forget()
+        hub.fail(request_, answer, message="moon-landing said no")
+        with pytest.raises(PublishFailed, match=words) as caught:
+            put(hub, result)
+        assert "moon-landing" not in caught.value.message
+        assert "artifacts are kept" in caught.value.message
+        assert len(hub.requests(request_)) == tries, answer
+        assert published(hub) == {}
+
+
+@AFTER_THE_CREATION
+@pytest.mark.usefixtures("no_pauses", "by_lfs", "impatient_client")
+def test_what_passes_is_overcome_at_each_step(hub: Hub, result: Path, request_: str) -> None:
+    for answer in (409, 429, 500, 503, Break.CUT, Break.CUT_UPLOAD, Break.SILENCE):
+        hub.forget()
+        hub.fail(request_, answer, times=1 if answer is Break.SILENCE else 2)
+        put(hub, result, timeout_seconds=0.5 if answer is Break.SILENCE else 60)
+        assert published(hub) == contents(result)
+        assert len(hub.uploaded) == 1 or answer is Break.SILENCE, answer
+        assert [commit.title for commit in hub.repositories[REPO].commits[1:]] == [f"FlattenGPT job {JOB}"], answer
+
+
+@AFTER_THE_CREATION
+@pytest.mark.usefixtures("by_lfs")
+def test_no_step_waits_for_as_long_as_the_hub_may_ask(hub: Hub, result: Path, request_: str) -> None:
+    for after in ("3600", "Fri, 31 Dec 2999 23:59:59 GMT"):
+        hub.forget()
+        hub.fail(request_, 429, retry_after=after)
+        with pytest.raises(PublishFailed, match=r"\(429\): it may be tried again in \d{4,} s"):
+            put(hub, result)
+        assert len(hub.requests(request_)) == 1
+
+
+@pytest.mark.parametrize("request_", ["GET .*/xet-write-token", "POST /storage/xet/v1/xorbs"])
+def test_refusals_of_the_storage(hub: Hub, result: Path, request_: str) -> None:
+    for answer, words in [(401, r"token \(401\)"), (403, "write access to acme")]:
+        hub.forget()
+        hub.fail(request_, answer)
+        with pytest.raises(PublishFailed, match=words):
+            put(hub, result)
+        assert len(hub.requests(request_)) == 1
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_hub_without_xet(hub: Hub, result: Path) -> None:
+    hub.fail("GET .*/xet-write-token", 404)
+    with pytest.raises(PublishFailed, match="needs HF_HUB_DISABLE_XET=1"):
+        put(hub, result)
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_hub_that_never_answers(hub: Hub, result: Path) -> None:
+    hub.fail("POST /api/repos/create", Break.SILENCE)
+    with pytest.raises(PublishFailed, match=r"did not answer in time \(ReadTimeout\).*HUB_TIMEOUT_SECONDS"):
+        put(hub, result, timeout_seconds=0.1)
+    assert len(hub.requests("POST /api/repos/create")) == TRIES
+
+
+@pytest.mark.usefixtures("no_pauses", "by_lfs", "impatient_client")
+def test_a_large_upload_is_cut_in_the_middle_and_then_stalls(hub: Hub, result: Path) -> None:
+    """More than the buffers between the two hold."""
+    size = 24 * 1024**2
+    (result / "model.safetensors").write_bytes(bytes(size))
+    hub.fail("PUT /storage/", Break.CUT_UPLOAD, times=1)
+    hub.fail("PUT /storage/", Break.SILENCE, times=1)
+    put(hub, result, timeout_seconds=1)
+    assert len(hub.requests("PUT /storage/")) == 3
+    assert hub.uploaded == [size]
+    assert published(hub) == contents(result)
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub: Hub, result: Path) -> None:
+    hub.fail("POST .*/commit/main", Break.UNANSWERED, times=1)
+    put(hub, result, timeout_seconds=0.5)
+    assert published(hub) == contents(result)
+    assert len(hub.repositories[REPO].commits) == 2
+
+
 @pytest.mark.parametrize("request_", ["POST /api/repos/create", "POST .*/commit/main", "GET .*/xet-write-token"])
 @pytest.mark.usefixtures("no_pauses")
 def test_a_connection_that_breaks_is_tried_again(hub: Hub, result: Path, request_: str) -> None:
-    hub.fail(request_, 0, times=1)
+    hub.fail(request_, Break.CUT, times=1)
     put(hub, result)
     assert published(hub) == contents(result)
 

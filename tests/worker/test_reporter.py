@@ -1,7 +1,10 @@
 """Progress as it reaches the job's row: forward only, seldom enough, and the place where a run stops."""
 
+from pathlib import Path
+
 import pytest
 
+from jobs.database import make_engine
 from jobs.errors import LeaseLost
 from jobs.records import Lease
 from jobs.states import STAGES
@@ -108,6 +111,30 @@ def test_a_cancelled_job_stops_at_the_next_write(store: JobStore, lease: Lease) 
     ):
         with pytest.raises(StopRequested):
             call()
+
+
+def test_a_look_sees_that_the_job_is_to_be_cancelled_and_writes_nothing(store: JobStore, lease: Lease) -> None:
+    report = reporter(store, lease)
+    report.look()
+    store.cancel(lease.job_id)
+    before = store.events(lease.job_id)
+    report.look()  # too soon to ask the database again
+    with pytest.raises(StopRequested):
+        reporter(store, lease).look()
+    assert store.events(lease.job_id) == before
+
+
+def test_a_look_sees_that_another_attempt_owns_the_job(store: JobStore, lease: Lease) -> None:
+    store.hand_back(lease, reason="test")
+    with pytest.raises(LeaseLost):
+        reporter(store, lease).look()
+
+
+def test_a_look_bears_with_a_database_that_is_away(lease: Lease, tmp_path: Path) -> None:
+    away = JobStore(make_engine(f"sqlite:///{tmp_path / 'empty.db'}"))
+    reporter(away, lease).look()
+    with pytest.raises(StopRequested):
+        reporter(away, lease, stopping=True).look()
 
 
 def test_a_late_attempt_writes_nothing(store: JobStore, lease: Lease) -> None:
