@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, MetaData, String
+from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, MetaData, String, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -26,6 +26,9 @@ class Base(DeclarativeBase):
     type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: Json, list[dict[str, Any]]: Json}  # noqa: RUF012
 
 
+_HAS_ARTIFACTS = text("artifacts IS NOT NULL")
+
+
 class Job(Base):
     __tablename__ = "job"
     __table_args__ = (
@@ -33,6 +36,8 @@ class Job(Base):
         CheckConstraint("progress >= 0 AND progress <= 1", name="progress"),
         Index(None, "status", "id"),
         Index(None, "model", "id"),
+        # Those that the janitor may come to.
+        Index(None, "finished_at", postgresql_where=_HAS_ARTIFACTS, sqlite_where=_HAS_ARTIFACTS),
     )
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
@@ -69,6 +74,8 @@ class Job(Base):
     retry_of: Mapped[str | None] = mapped_column(String(26))
     """The job whose request this one repeats; it may be deleted by now."""
     stage_started_at: Mapped[datetime | None]
+    artifacts_removed_at: Mapped[datetime | None]
+    """When the janitor removed the artifacts, whose entries went with them."""
 
 
 class Tally(Base):

@@ -12,6 +12,7 @@ from jobs.database import make_engine
 from jobs.logs import configure_logs
 from jobs.settings import Settings
 from jobs.store import JobStore
+from worker.disk_floor import DiskFloor
 from worker.parent import Parent
 
 configure_logs()
@@ -20,6 +21,7 @@ app = make_celery(settings)
 
 # Made before the pool forks, so that Celery's main process can tell the process that runs the task to stop.
 stopping = billiard.Event()
+floor = DiskFloor(settings)
 
 
 @worker_shutting_down.connect
@@ -36,7 +38,7 @@ def compress(job_id: str) -> None:
     engine = make_engine(settings.database)
     try:
         name = f"{socket.gethostname()}:{os.getppid()}"
-        Parent(JobStore(engine), settings, name, stopping.is_set).work_from(job_id)
+        Parent(JobStore(engine), settings, name, stopping.is_set, floor).work_from(job_id)
     finally:
         engine.dispose()
         signal.signal(signal.SIGTERM, usual)

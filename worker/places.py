@@ -1,16 +1,30 @@
 """Where a job keeps its files on this machine. Knows nothing of what they hold."""
 
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.records import Lease
 from jobs.settings import Settings
 
+_LOG = re.compile(r"([0-9A-Z]{26})\.\d+\.log")
+
 
 def log_file(settings: Settings, lease: Lease) -> Path:
-    """What the attempt's child process prints; kept."""
+    """What the attempt's child process prints; kept, see `old_logs`."""
     return settings.data_dir.absolute() / "logs" / f"{lease.job_id}.{lease.attempt}.log"
+
+
+def old_logs(settings: Settings) -> list[tuple[str, Path]]:
+    """The logs that nobody has written to for `keep_artifacts_days`, each with its job's id; none if that is 0."""
+    logs = settings.data_dir.absolute() / "logs"
+    if not settings.keep_artifacts_days or not logs.exists():
+        return []
+    oldest = time.time() - settings.keep_artifacts_days * 86_400
+    named = ((_LOG.fullmatch(file.name), file) for file in logs.iterdir())
+    return [(match[1], file) for match, file in named if match and file.stat().st_mtime < oldest]
 
 
 def result_dir(settings: Settings, lease: Lease) -> Path:

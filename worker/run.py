@@ -7,6 +7,7 @@ fetching and publishing see the Hub's token: it is taken out of the environment 
 import errno
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 import structlog
 
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
-from flattengpt_core.errors import FlattenGPTError
+from flattengpt_core.errors import FlattenGPTError, InvalidRequest
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from jobs.artifacts import ArtifactStore, as_json
 from jobs.database import make_engine
@@ -33,6 +34,7 @@ from worker.child_process import die_with_parent
 from worker.exit_codes import ExitCode
 from worker.places import result_dir, state_dir
 from worker.reporter import Reporter, StopRequested
+from worker.room import check_room
 
 log = structlog.get_logger()
 
@@ -84,14 +86,37 @@ def run(attempt: Attempt) -> None:
     spec, settings = attempt.spec, attempt.settings
     attempt.reporter.stage("loading")
     model = fetch(attempt)
-    goal = spec.goal(inspect(model).num_layers)
+    info = inspect(model)
+    check_room(settings, attempt.lease, spec, info)
+    result = result_dir(settings, attempt.lease)
+    try:
+        metrics = compressed(attempt, model, info.num_layers, result)
+    except InvalidRequest as error:
+        if error.field != "work":
+            raise
+        # The request is the job's own, so the model's files, the text or this program changed since the last attempt.
+        log.warning("the state of the last attempt is dropped, and this one starts afresh", reason=error.message)
+        shutil.rmtree(state_dir(settings, attempt.lease))
+        metrics = compressed(attempt, model, info.num_layers, result)
+    attempt.reporter.check()  # a late attempt must not replace another's artifacts
+    artifacts = ArtifactStore(settings.artifacts).put_folder(attempt.lease.job_id, result)
+    attempt.store.store_result(attempt.lease, metrics=metrics, artifacts=as_json(artifacts))
+    attempt.store.succeed(attempt.lease, published_url=publish_result(attempt, result))
+
+
+def compressed(attempt: Attempt, model: Path, num_layers: int, result: Path) -> dict[str, Any]:
+    """Run the pipeline into the new folder `result`; the metrics.
+
+    Raises:
+        InvalidRequest: among others with the field `work`, if the attempt's state is of another model.
+    """
     from flattengpt_core.pipeline import compress  # imports torch, which takes seconds
 
-    result = result_dir(settings, attempt.lease)
-    metrics = compress(
+    spec = attempt.spec
+    return compress(
         model,
         result,
-        goal=goal,
+        goal=spec.goal(num_layers),
         method=spec.method,
         calibration=Calibration(**spec.calibration.model_dump()),
         recovery=Recovery(**spec.recovery.model_dump()),
@@ -101,12 +126,8 @@ def run(attempt: Attempt) -> None:
         progress=attempt.reporter,
         request=spec.as_request(),
         base_model=spec.model.removeprefix("local:"),
-        work=state_dir(settings, attempt.lease),
+        work=state_dir(attempt.settings, attempt.lease),
     )
-    attempt.reporter.check()  # a late attempt must not replace another's artifacts
-    artifacts = ArtifactStore(settings.artifacts).put_folder(attempt.lease.job_id, result)
-    attempt.store.store_result(attempt.lease, metrics=metrics, artifacts=as_json(artifacts))
-    attempt.store.succeed(attempt.lease, published_url=publish_result(attempt, result))
 
 
 def fetch(attempt: Attempt) -> Path:
