@@ -200,7 +200,8 @@ def _evaluating(shape: Shape, spec: JobSpec, layers: int) -> int:
     logits = 0
     if asked.perplexity:
         windows = min(max(1, EVALUATED_TOKENS // asked.sequence_length), asked.windows or EVALUATED_TOKENS)
-        logits = 2 * windows * asked.sequence_length * vocabulary  # and their logarithms as probabilities
+        copies = 3 if windows > 1 else 2  # their logarithms as probabilities, and without each window's last
+        logits = copies * windows * (asked.sequence_length - 1) * vocabulary
     if asked.benchmark:
         logits = max(logits, asked.benchmark_prefill_batch_size * asked.benchmark_prefill_tokens * vocabulary)
     return models + logits

@@ -35,7 +35,8 @@ def memory_bytes(root: Path = Path("/")) -> int:
     Args:
         root: where `proc` and `sys` are.
     """
-    return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_cgroup_limits(root))
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([installed, *_cgroup_limits(root)])
 
 
 def _cgroup_limits(root: Path) -> list[int]:

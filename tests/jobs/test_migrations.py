@@ -51,7 +51,10 @@ def schema(engine: Engine) -> dict[str, dict[str, Any]]:
             "foreign keys": sorted_by_name(seen.get_foreign_keys(table)),
             "unique": sorted_by_name(seen.get_unique_constraints(table)),
             "checks": sorted_by_name(seen.get_check_constraints(table)),
-            "indexes": sorted_by_name(seen.get_indexes(table)),
+            "indexes": [
+                index | {"dialect_options": {name: str(how) for name, how in index["dialect_options"].items()}}
+                for index in sorted_by_name(seen.get_indexes(table))
+            ],
         }
         for table in seen.get_table_names()
         if table != ALEMBICS
