@@ -50,7 +50,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Aim:
-    """The number of layers that a job comes to. first, last: of the first checkpoint and at least of the result."""
+    """How many layers are left. first: in the first checkpoint that is written. last: in the result, at least."""
 
     first: int
     last: int

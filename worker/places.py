@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.records import Lease
@@ -23,8 +24,13 @@ def old_logs(settings: Settings) -> list[tuple[str, Path]]:
     if not settings.keep_artifacts_days or not logs.exists():
         return []
     oldest = time.time() - settings.keep_artifacts_days * 86_400
-    named = ((_LOG.fullmatch(file.name), file) for file in logs.iterdir())
-    return [(match[1], file) for match, file in named if match and file.stat().st_mtime < oldest]
+    found = []
+    for file in logs.iterdir():
+        match = _LOG.fullmatch(file.name)
+        with suppress(FileNotFoundError):  # another worker may have removed it just now
+            if match and file.stat().st_mtime < oldest:
+                found.append((match[1], file))
+    return found
 
 
 def result_dir(settings: Settings, lease: Lease) -> Path:

@@ -1,7 +1,8 @@
 """The child process of one attempt: `python -m worker.run JOB_ID ATTEMPT`. The only part that imports torch.
 
-Loads the request, fetches the model, runs the pipeline, stores the artifacts, publishes, and records the end. Only
-fetching and publishing see the Hub's token: it is taken out of the environment before torch and its like come in.
+Loads the request, fetches the model, makes sure that it fits here, runs the pipeline, stores the artifacts, publishes,
+and records the end. Only fetching and publishing see the Hub's token: it is taken out of the environment before torch
+and its like come in.
 """
 
 import errno

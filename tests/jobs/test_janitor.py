@@ -133,6 +133,18 @@ def test_the_longest_ended_go_first_a_few_at_a_time(store: JobStore, settings: S
     assert store.get(jobs[0]).artifacts == []
 
 
+def test_what_cannot_be_removed_is_not_said_to_be_gone(
+    store: JobStore, settings: Settings, artifacts: ArtifactStore, ended: Ended
+) -> None:
+    stuck, other = ended(32), ended(31)
+    artifacts.delete(stuck)
+    (settings.data_dir / "artifacts" / stuck).touch()  # no folder, and so not the store's to remove
+    with structlog.testing.capture_logs() as logs:
+        remove_old_artifacts(store, settings)
+    assert [line["job_id"] for line in logs] == [stuck, other]
+    assert [bool(store.get(job_id).artifacts) for job_id in (stuck, other)] == [True, False]
+
+
 def test_a_store_that_does_not_answer_is_asked_again_later(store: JobStore, settings: Settings, ended: Ended) -> None:
     job_id = ended(31)
     away = settings.model_copy(update={"artifacts_url": "no-such-protocol://bucket"})
