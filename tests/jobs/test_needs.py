@@ -128,6 +128,7 @@ def test_memory_of_a_real_run(tmp_path: Path) -> None:
     )
     asked = spec(
         layers=1,
+        method="flattengpt-paper",
         calibration={"dataset": "python-docs", "samples": 4, "sequence_length": 64},
         evaluation={"perplexity": ["python-docs"], "sequence_length": 64, "windows": 16, "benchmark": False},
     )
