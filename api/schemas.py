@@ -86,6 +86,9 @@ class JobReply(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     retry_of: str | None = Field(default=None, description="The job whose request this one repeats.")
+    artifacts_removed_at: datetime | None = Field(
+        default=None, description="When the artifacts were removed because their time was over."
+    )
     links: dict[str, str] = Field(description="Where to go from here.")
 
     @classmethod
@@ -114,6 +117,7 @@ class JobReply(BaseModel):
             started_at=job.started_at,
             finished_at=job.finished_at,
             retry_of=job.retry_of,
+            artifacts_removed_at=job.artifacts_removed_at,
             links=links,
         )
 

@@ -28,6 +28,8 @@ def download_result(
     """
     if out.exists() and not replace:
         raise BadUsage(f"{out} exists already; choose another folder, or remove it first.")
+    if job.artifacts_removed_at is not None:
+        raise CommandFailed(f"The result of job {job.id} was removed at {job.artifacts_removed_at}: submit it again.")
     if not job.artifacts:
         raise CommandFailed(f"Job {job.id} is {job.status} and has no result to download.")
     aside = out.with_name(out.name + _PARTIAL)

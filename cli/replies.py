@@ -39,6 +39,7 @@ class Job(_Reply):
     started_at: str | None
     finished_at: str | None
     links: dict[str, str]
+    artifacts_removed_at: str | None = None
 
     @property
     def ended(self) -> bool:

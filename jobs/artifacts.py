@@ -82,6 +82,15 @@ class ArtifactStore:
         self._remove(self._path(job_id))
         self._remove(self._path(f"{job_id}.partial"))
 
+    def holds(self, job_id: str) -> bool:
+        """Whether there is any file of the job, also of one that was half stored."""
+        return any(self._files.exists(self._path(name)) for name in (job_id, f"{job_id}.partial"))
+
+    @property
+    def folder(self) -> Path | None:
+        """Where on this machine the artifacts are; None if they are elsewhere."""
+        return Path(self._root) if isinstance(self._files, LocalFileSystem) else None
+
     def ping(self) -> None:
         """Make sure the store can be written to; raises OSError if not."""
         self._files.makedirs(self._root, exist_ok=True)

@@ -17,6 +17,12 @@ class ArtifactNotFound(FlattenGPTError):
     title = "The job has no such artifact"
 
 
+class ArtifactsRemoved(FlattenGPTError):
+    code = "artifacts_removed"
+    status = 410
+    title = "The job's artifacts were kept for a time, which is over"
+
+
 class Conflict(FlattenGPTError):
     code = "conflict"
     status = 409
@@ -72,6 +78,24 @@ class WorkerLost(FlattenGPTError):
     code = "worker_lost"
     title = "The job's process died too often"
     retryable = True
+
+
+class RunTooLong(FlattenGPTError):
+    code = "run_too_long"
+    title = "The job ran longer than the service allows"
+
+
+class NotEnoughDisk(FlattenGPTError):
+    code = "not_enough_disk"
+    status = 507
+    title = "The worker's disk has no room for the job"
+    retryable = True
+
+
+class NotEnoughMemory(FlattenGPTError):
+    code = "not_enough_memory"
+    status = 507
+    title = "The worker's memory cannot hold the job"
 
 
 class NotReady(FlattenGPTError):

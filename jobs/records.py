@@ -30,6 +30,7 @@ class JobRecord:
     finished_at: datetime | None
     last_event: int
     retry_of: str | None
+    artifacts_removed_at: datetime | None
 
     @property
     def ended(self) -> bool:
@@ -57,6 +58,7 @@ class JobRecord:
             finished_at=row.finished_at,
             last_event=row.last_event,
             retry_of=row.retry_of,
+            artifacts_removed_at=row.artifacts_removed_at,
         )
 
 

@@ -30,6 +30,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1_000_000, gt=0, description="largest request body")
     max_queued_jobs: int = Field(default=10_000, ge=1, description="while so many jobs are queued, no other is taken")
     max_jobs_per_key: int = Field(default=1000, ge=1, description="jobs of one API key that have not ended")
+    max_run_seconds: float = Field(default=0, ge=0, description="the longest that an attempt may run; 0: no limit")
+    min_free_disk_bytes: int = Field(default=2_000_000_000, ge=0, description="a worker with less free takes no job")
+    max_memory_bytes: int = Field(default=0, ge=0, description="memory for a job; 0: the machine's or its cgroup's")
+    keep_artifacts_days: float = Field(default=0, ge=0, description="artifacts and logs go after this; 0: never")
 
     hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
     hf_endpoint: str = Field(default="https://huggingface.co", validation_alias="HF_ENDPOINT")

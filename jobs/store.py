@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import stamina
-from sqlalchemy import ColumnElement, Engine, case, delete, func, literal, or_, select, text, update
+from sqlalchemy import ColumnElement, Engine, case, delete, func, literal, null, or_, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from ulid import ULID
@@ -253,6 +253,17 @@ class JobStore:
             changes.end(session, lease, JobStatus.FAILED, {"error": error}, {"error": error})
 
     @patiently
+    def fail_unless_cancelling(self, lease: Lease, error: dict[str, Any]) -> JobStatus:
+        """As `fail`, but a job that is to be cancelled is cancelled; how it ended. Raises LeaseLost."""
+        with self._write.begin() as session:
+            # This also locks the row, so that no cancel comes in between.
+            if changes.update_owned(session, lease, {}) is JobStatus.CANCELLING:
+                changes.end(session, lease, JobStatus.CANCELLED, {"stage": None}, {})
+                return JobStatus.CANCELLED
+            changes.end(session, lease, JobStatus.FAILED, {"error": error}, {"error": error})
+            return JobStatus.FAILED
+
+    @patiently
     def cancelled(self, lease: Lease) -> None:
         """End the job as its client asked. Raises LeaseLost."""
         with self._write.begin() as session:
@@ -339,6 +350,27 @@ class JobStore:
             # `due` again, since another sweeper may have marked the same rows in between.
             marked = update(Job).where(Job.id.in_(oldest.scalar_subquery()), *due).values(announced_at=now_plus())
             return sorted(session.scalars(marked.returning(Job.id)))
+
+    # The janitor
+
+    def with_old_artifacts(self, *, days: float, limit: int) -> list[str]:
+        """The ids of jobs that ended more than `days` ago and still list artifacts, those that ended first first."""
+        old = (Job.artifacts.is_not(null()), Job.finished_at < now_plus(-days * 86_400))
+        with self._read() as session:
+            return list(session.scalars(select(Job.id).where(*old).order_by(Job.finished_at).limit(limit)))
+
+    def artifacts_removed(self, job_id: str, *, kept_days: float) -> bool:
+        """Note that an ended job's artifacts are gone; False if that was noted before, or the job is gone, too.
+
+        Safe to run at once in several places.
+        """
+        listed = (Job.id == job_id, Job.artifacts.is_not(null()), Job.status.in_(TERMINAL))
+        removed = update(Job).where(*listed).values(artifacts=None, artifacts_removed_at=now_plus())
+        with self._write.begin() as session:
+            if session.scalar(removed.returning(Job.id)) is None:
+                return False
+            changes.append(session, job_id, [Event("artifacts_removed", {"kept_days": kept_days})])
+            return True
 
     # Seen from outside
 

@@ -1,4 +1,4 @@
-"""Finds what was lost: jobs that no worker was woken for, and jobs whose worker fell silent.
+"""Finds what was lost: jobs that no worker was woken for, and jobs whose worker fell silent. Then the janitor comes.
 
 Safe to run in several places at once, since each step is an atomic update in the store.
 """
@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.broker import Announcer
+from jobs.janitor import remove_old_artifacts
 from jobs.settings import Settings
 from jobs.store import JobStore
 
@@ -19,13 +20,14 @@ log = structlog.get_logger()
 
 
 def sweep_once(store: JobStore, announcer: Announcer, settings: Settings) -> None:
-    """Give up attempts whose lease ran out, then announce queued jobs that are due."""
+    """Give up attempts whose lease ran out, announce queued jobs that are due, and remove old artifacts."""
     for job_id in store.release_expired(max_losses=settings.max_losses):
         log.warning("lease expired", job_id=job_id)
     if announcer.waiting() >= UNHEARD:
         return
     for job_id in store.due_for_announcement(after_seconds=settings.announce_after_seconds):
         announcer.announce(job_id)
+    remove_old_artifacts(store, settings)
 
 
 def sweep_until(stop: threading.Event, store: JobStore, announcer: Announcer, settings: Settings) -> None:

@@ -31,6 +31,9 @@ class Base(DeclarativeBase):
     }
 
 
+_HAS_ARTIFACTS = text("artifacts IS NOT NULL")
+
+
 class Job(Base):
     __tablename__ = "job"
     __table_args__ = (
@@ -41,6 +44,8 @@ class Job(Base):
         Index(None, "owner", "id"),
         Index(None, "owner", "status"),
         UniqueConstraint("owner", "idempotency_key"),
+        # Those that the janitor may come to.
+        Index(None, "finished_at", postgresql_where=_HAS_ARTIFACTS, sqlite_where=_HAS_ARTIFACTS),
     )
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
@@ -79,6 +84,8 @@ class Job(Base):
     stage_started_at: Mapped[datetime | None]
     owner: Mapped[str] = mapped_column(String(16), default="", server_default=text("''"))
     """The id of the API key that made the job; empty, not NULL, without one, so that uniqueness holds there too."""
+    artifacts_removed_at: Mapped[datetime | None]
+    """When the janitor removed the artifacts, whose entries went with them."""
 
 
 class Tally(Base):

@@ -56,6 +56,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
         poll_seconds=0.05,
         announce_after_seconds=60,
         stop_grace_seconds=3,
+        min_free_disk_bytes=0,
     )
 
 

@@ -12,6 +12,7 @@ from jobs.database import make_engine
 from jobs.logs import configure_logs
 from jobs.settings import Settings
 from jobs.store import JobStore
+from worker.disk_floor import DiskFloor
 from worker.parent import Command, Parent, child_command
 
 configure_logs()
@@ -20,6 +21,7 @@ app = make_celery(settings)
 
 # Made before the pool forks, so that Celery's main process can tell the process that runs the task to stop.
 stopping = billiard.Event()
+floor = DiskFloor(settings)
 
 
 @worker_shutting_down.connect
@@ -41,7 +43,7 @@ def work(job_id: str, command: Command) -> None:
     engine = make_engine(settings.database)
     try:
         name = f"{socket.gethostname()}:{os.getppid()}"
-        Parent(JobStore(engine), settings, name, stopping.is_set, command).work_from(job_id)
+        Parent(JobStore(engine), settings, name, stopping.is_set, floor, command).work_from(job_id)
     finally:
         engine.dispose()
         signal.signal(signal.SIGTERM, usual)

@@ -8,21 +8,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from enum import Enum, auto
 
 import structlog
 from sqlalchemy.exc import OperationalError
 
 from jobs.artifacts import ArtifactStore
 from jobs.discard import discard, discard_left_over
-from jobs.errors import LeaseLost
+from jobs.errors import LeaseLost, RunTooLong
 from jobs.records import Lease
 from jobs.settings import Settings
 from jobs.states import JobStatus
 from jobs.store import JobStore, patiently
 from worker.child_process import ChildProcess, Exit
+from worker.disk_floor import DiskFloor
 from worker.exit_codes import ExitCode
 from worker.heartbeat import Heartbeat
-from worker.places import adopt_work, clear_work, jobs_with_work, log_file
+from worker.places import adopt_work, clear_work, jobs_with_work, log_file, old_logs
 
 Command = Callable[[Lease], Sequence[str]]
 
@@ -32,12 +34,21 @@ def child_command(lease: Lease) -> Sequence[str]:
     return (sys.executable, "-m", "worker.run", lease.job_id, str(lease.attempt))
 
 
+class Stop(Enum):
+    """Why a child was told to stop."""
+
+    CANCELLING = auto()
+    TOO_LONG = auto()
+    WORKER_STOPS = auto()
+
+
 class Parent:
     """One worker's loop over jobs, one at a time.
 
     Args:
         name: what this worker is called in the job's row.
         stopping: whether the worker has been told to stop.
+        floor: the free disk below which it takes no jobs.
         command: what runs an attempt.
     """
 
@@ -47,17 +58,21 @@ class Parent:
         settings: Settings,
         name: str,
         stopping: Callable[[], bool],
+        floor: DiskFloor,
         command: Command = child_command,
     ) -> None:
         self._store, self._settings, self._name = store, settings, name
-        self._stopping, self._command = stopping, command
+        self._stopping, self._floor, self._command = stopping, floor, command
         self._artifacts = ArtifactStore(settings.artifacts)
 
     def work_from(self, job_id: str) -> None:
-        """Run the job if it is still queued, then every other queued job, until none is left or the worker stops."""
+        """Run the job if it is still queued, then every other queued job.
+
+        Until none is left, the worker stops, or its disk is nearly full.
+        """
         next_id: str | None = job_id
         while next_id is not None:
-            if self._stopping():
+            if self._stopping() or not self._floor.holds(self._clear_ended):
                 self._store.ring_again(next_id)  # for another worker
                 return
             lease = self._store.take(next_id, worker=self._name, lease_seconds=self._settings.lease_seconds)
@@ -72,8 +87,8 @@ class Parent:
         adopt_work(self._settings, lease)
         child = ChildProcess(self._command(lease), log_file(self._settings, lease))
         try:
-            ended, stopped = self._watch(lease, child)
-            status = self._settle(lease, ended, stopped)
+            ended, stop = self._watch(lease, child)
+            status = self._settle(lease, ended, stop)
             if status is JobStatus.CANCELLED:
                 with suppress(OperationalError):  # the row lists them until the next job's end
                     discard(self._store, self._artifacts, lease.job_id)
@@ -85,28 +100,44 @@ class Parent:
             child.stop(self._settings.stop_grace_seconds)
 
     def _clear_ended(self) -> None:
-        """Remove the files of jobs that have ended, here or on another worker; the others may go on from theirs."""
+        """Remove the files of jobs that have ended, here or on another worker; the others may go on from theirs.
+
+        Their logs stay for a while.
+        """
         with suppress(OperationalError):  # the next job clears it
             discard_left_over(self._store, self._artifacts)
         for job_id in jobs_with_work(self._settings):
             with suppress(OperationalError):  # the next job clears it
                 if self._store.has_ended(job_id):
                     clear_work(self._settings, job_id)
+        for job_id, log in old_logs(self._settings):
+            with suppress(OperationalError):
+                if self._store.has_ended(job_id):
+                    log.unlink(missing_ok=True)
 
-    def _watch(self, lease: Lease, child: ChildProcess) -> tuple[Exit, bool]:
-        """How the child ended, and whether it had been told to stop. Raises LeaseLost."""
-        heartbeat, killed_at = Heartbeat(self._store, lease, self._settings), None
+    def _watch(self, lease: Lease, child: ChildProcess) -> tuple[Exit, Stop | None]:
+        """How the child ended, and why it had been told to stop, if it had been. Raises LeaseLost."""
+        heartbeat, stop = Heartbeat(self._store, lease, self._settings), None
+        started = killed_at = time.monotonic()
         while (ended := child.wait(self._settings.poll_seconds)) is None:
             cancelling = heartbeat.beat() is JobStatus.CANCELLING
-            if killed_at is None and (cancelling or self._stopping()):
+            if stop is not None:
+                if time.monotonic() > killed_at:
+                    child.signal_group(signal.SIGKILL)
+            elif stop := self._reason_to_stop(cancelling, time.monotonic() - started):
                 child.signal_group(signal.SIGTERM)
                 killed_at = time.monotonic() + self._settings.stop_grace_seconds
-            elif killed_at is not None and time.monotonic() > killed_at:
-                child.signal_group(signal.SIGKILL)
-        return ended, killed_at is not None
+        return ended, stop
+
+    def _reason_to_stop(self, cancelling: bool, seconds: float) -> Stop | None:
+        if cancelling:
+            return Stop.CANCELLING
+        if 0 < self._settings.max_run_seconds < seconds:
+            return Stop.TOO_LONG
+        return Stop.WORKER_STOPS if self._stopping() else None
 
     @patiently
-    def _settle(self, lease: Lease, ended: Exit, stopped: bool) -> JobStatus:
+    def _settle(self, lease: Lease, ended: Exit, stop: Stop | None) -> JobStatus:
         """Record an end that the child has not recorded itself. Raises LeaseLost."""
         job = self._store.get(lease.job_id)
         if job.ended or job.attempt != lease.attempt:
@@ -114,11 +145,20 @@ class Parent:
         if job.status is JobStatus.CANCELLING:
             self._store.cancelled(lease)
             return JobStatus.CANCELLED
-        if stopped or ended.code == ExitCode.STOPPED:
+        if stop is Stop.TOO_LONG:
+            return self._store.fail_unless_cancelling(lease, self._ran_too_long().as_dict())
+        if stop is not None or ended.code == ExitCode.STOPPED:
             return self._store.hand_back(lease, reason="the worker was told to stop")
         return self._store.died(
             lease,
             reason=ended.reason,
             max_attempts=self._settings.max_attempts,
             peak_memory_bytes=ended.peak_memory_bytes,
+        )
+
+    def _ran_too_long(self) -> RunTooLong:
+        return RunTooLong(
+            f"The attempt was stopped after {self._settings.max_run_seconds:g} s, the longest that this service lets "
+            "one run (FLATTENGPT_MAX_RUN_SECONDS): ask for fewer calibration samples, recovery steps or evaluation "
+            "windows, or have the limit raised."
         )

@@ -1,7 +1,10 @@
 """Where a job keeps its files on this machine. Knows nothing of what they hold."""
 
+import re
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.records import Lease
@@ -9,11 +12,27 @@ from jobs.settings import Settings
 
 _KEPT = ("state", "result")
 """What the next attempt can use of one that ended: both hold whole files only, or say which are."""
+_LOG = re.compile(r"([0-9A-Z]{26})\.\d+\.log")
 
 
 def log_file(settings: Settings, lease: Lease) -> Path:
-    """What the attempt's child process prints; kept."""
+    """What the attempt's child process prints; kept, see `old_logs`."""
     return settings.data_dir.absolute() / "logs" / f"{lease.job_id}.{lease.attempt}.log"
+
+
+def old_logs(settings: Settings) -> list[tuple[str, Path]]:
+    """The logs that nobody has written to for `keep_artifacts_days`, each with its job's id; none if that is 0."""
+    logs = settings.data_dir.absolute() / "logs"
+    if not settings.keep_artifacts_days or not logs.exists():
+        return []
+    oldest = time.time() - settings.keep_artifacts_days * 86_400
+    found = []
+    for file in logs.iterdir():
+        match = _LOG.fullmatch(file.name)
+        with suppress(FileNotFoundError):  # another worker may have removed it just now
+            if match and file.stat().st_mtime < oldest:
+                found.append((match[1], file))
+    return found
 
 
 def result_dir(settings: Settings, lease: Lease) -> Path:

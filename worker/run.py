@@ -1,12 +1,14 @@
 """The child process of one attempt: `python -m worker.run JOB_ID ATTEMPT`. The only part that imports torch.
 
-Loads the request, fetches the model, runs the pipeline, stores the artifacts, publishes, and records the end. Only
-fetching and publishing see the Hub's token: it is taken out of the environment before torch and its like come in.
+Loads the request, fetches the model, makes sure that it fits here, runs the pipeline, stores the artifacts, publishes,
+and records the end. Only fetching and publishing see the Hub's token: it is taken out of the environment before torch
+and its like come in.
 """
 
 import errno
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,7 +22,7 @@ from typing import Any, NoReturn
 import structlog
 
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
-from flattengpt_core.errors import FlattenGPTError
+from flattengpt_core.errors import FlattenGPTError, InvalidRequest
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from jobs.artifacts import Artifact, ArtifactStore, as_json
 from jobs.database import make_engine
@@ -37,6 +39,7 @@ from worker.interruptible import LastStep, interruptibly
 from worker.places import result_dir, state_dir
 from worker.reporter import Reporter, StopRequested
 from worker.restore import restore
+from worker.room import check_room
 
 COMMIT_SECONDS = 5
 """How long a stop waits for the Hub's answer to a commit that is under way."""
@@ -96,14 +99,38 @@ def run(attempt: Attempt) -> None:
         succeed(attempt, stored)
         return
     model = fetch(attempt)
-    goal = spec.goal(inspect(model).num_layers)
+    info = inspect(model)
+    check_room(settings, attempt.lease, spec, info)
+    result = result_dir(settings, attempt.lease)
+    try:
+        metrics = compressed(attempt, model, info.num_layers, result)
+    except InvalidRequest as error:
+        if error.field != "work":
+            raise
+        # The request is the job's own, so the model's files, the text or this program changed since the last attempt.
+        log.warning("the state of the last attempt is dropped, and this one starts afresh", reason=error.message)
+        shutil.rmtree(state_dir(settings, attempt.lease))
+        metrics = compressed(attempt, model, info.num_layers, result)
+    attempt.reporter.check()  # a late attempt must not replace another's artifacts
+    put = partial(ArtifactStore(settings.artifacts).put_folder, attempt.lease.job_id, result)
+    artifacts = interruptibly(put, attempt.reporter.look)
+    attempt.store.store_result(attempt.lease, metrics=metrics, artifacts=as_json(artifacts))
+    succeed(attempt, result)
+
+
+def compressed(attempt: Attempt, model: Path, num_layers: int, result: Path) -> dict[str, Any]:
+    """Run the pipeline into the new folder `result`; the metrics.
+
+    Raises:
+        InvalidRequest: among others with the field `work`, if the attempt's state is of another model.
+    """
     from flattengpt_core.pipeline import compress  # imports torch, which takes seconds
 
-    result = result_dir(settings, attempt.lease)
-    metrics = compress(
+    spec = attempt.spec
+    return compress(
         model,
         result,
-        goal=goal,
+        goal=spec.goal(num_layers),
         method=spec.method,
         calibration=Calibration(**spec.calibration.model_dump()),
         recovery=Recovery(**spec.recovery.model_dump()),
@@ -113,13 +140,8 @@ def run(attempt: Attempt) -> None:
         progress=attempt.reporter,
         request=spec.as_request(),
         base_model=spec.model.removeprefix("local:"),
-        work=state_dir(settings, attempt.lease),
+        work=state_dir(attempt.settings, attempt.lease),
     )
-    attempt.reporter.check()  # a late attempt must not replace another's artifacts
-    put = partial(ArtifactStore(settings.artifacts).put_folder, attempt.lease.job_id, result)
-    artifacts = interruptibly(put, attempt.reporter.look)
-    attempt.store.store_result(attempt.lease, metrics=metrics, artifacts=as_json(artifacts))
-    succeed(attempt, result)
 
 
 def stored_result(attempt: Attempt) -> Path | None:

@@ -14,7 +14,7 @@ from api.problems import responses
 from api.ranges import ByteRange, asked_range
 from api.schemas import ArtifactPage, artifacts_of
 from api.state import Parts
-from jobs.errors import ArtifactNotFound
+from jobs.errors import ArtifactNotFound, ArtifactsRemoved
 
 router = APIRouter(prefix="/jobs", tags=["artifacts"], responses=responses(401, 403))
 
@@ -36,13 +36,18 @@ def artifacts(job_id: str, jobs: ReadableJobs) -> ArtifactPage:
         200: {"description": "The file.", "content": _BYTES},
         206: {"description": "The range of bytes that was asked for.", "content": _BYTES},
         304: {"description": "The file is still the one of If-None-Match."},
-        **responses(404, 416, 503),
+        **responses(404, 410, 416, 503),
     },
 )
 def artifact(job_id: str, path: str, request: Request, parts: Parts, jobs: ReadableJobs) -> Response:
     """One file of the result; a byte range is honoured. The ETag is the file's sha256."""
     job = jobs.get(job_id)
     entry = next((entry for entry in job.artifacts if entry["path"] == path), None)
+    if entry is None and job.artifacts_removed_at is not None:
+        raise ArtifactsRemoved(
+            f"The artifacts of job {job_id} were removed on {job.artifacts_removed_at:%Y-%m-%d}: submit its request "
+            "again for new ones."
+        )
     if entry is None:
         state = "" if job.artifacts else f"; the job is {job.status.value} and has stored no result"
         raise ArtifactNotFound(f"Job {job_id} has no artifact {path!r}{state}.")

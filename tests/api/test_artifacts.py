@@ -146,6 +146,18 @@ def test_no_result_yet(api: TestClient, settings: Settings, tmp_path: Path) -> N
     assert "is queued" in body["detail"]
 
 
+def test_files_whose_time_is_over(api: TestClient, store: JobStore, settings: Settings, job_id: str) -> None:
+    ArtifactStore(settings.artifacts).delete(job_id)
+    store.artifacts_removed(job_id, kept_days=30)
+    body = problem(api.get(f"/jobs/{job_id}/artifacts/README.md"), 410, "artifacts_removed")
+    assert "submit its request again" in body["detail"]
+    assert api.get(f"/jobs/{job_id}/artifacts").json() == {"artifacts": []}
+    reply = api.get(f"/jobs/{job_id}").json()
+    assert (reply["status"], reply["artifacts"]) == ("succeeded", [])
+    assert reply["artifacts_removed_at"] >= reply["finished_at"]
+    assert api.delete(f"/jobs/{job_id}").status_code == 204
+
+
 def test_a_file_that_was_lost(api: TestClient, settings: Settings, job_id: str) -> None:
     ArtifactStore(settings.artifacts).delete(job_id)
     problem(api.get(f"/jobs/{job_id}/artifacts/README.md"), 404, "artifact_not_found")

@@ -120,6 +120,19 @@ def test_a_broken_stream_goes_on_where_it_broke(live: httpx.Client, store: JobSt
 
 
 @on_sqlite
+def test_what_comes_after_the_end_is_told_too(live: httpx.Client, store: JobStore) -> None:
+    job_id = submitted(live)
+    lease = taken(store, job_id)
+    store.store_result(lease, metrics={}, artifacts=[{"path": "x"}])
+    store.succeed(lease)
+    store.artifacts_removed(job_id, kept_days=30)
+    with stream(live, job_id, Last_Event_ID="4") as events:
+        assert [(event.id, event.event) for event in events] == [("5", "artifacts_removed")]
+    page = live.get(f"/jobs/{job_id}/events", params={"after": 4}).json()
+    assert ([event["seq"] for event in page["events"]], page["next_after"]) == ([5], None)
+
+
+@on_sqlite
 def test_a_long_past_is_streamed_whole(live: httpx.Client, store: JobStore) -> None:
     job_id = submitted(live)
     cancelled_after(store, job_id, 1100)

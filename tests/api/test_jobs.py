@@ -15,7 +15,7 @@ from tests.api.conftest import REQUEST, problem, submitted
 
 FIELDS = [
     "id", "status", "stage", "progress", "attempt", "request", "metrics", "artifacts", "error", "labels", "created_at",
-    "started_at", "finished_at", "retry_of", "links",
+    "started_at", "finished_at", "retry_of", "artifacts_removed_at", "links",
 ]  # fmt: skip
 
 MEASURED: dict[str, Any] = {

@@ -111,6 +111,8 @@ def test_an_artifact_must_stay_in_its_folder(client: Client, tmp_path: Path) -> 
     client.cancel(job.id)
     with pytest.raises(CommandFailed, match="no result"):
         download_result(client, job, tmp_path / "out")
+    with pytest.raises(CommandFailed, match="was removed at 2026-11-25"):
+        download_result(client, job.model_copy(update={"artifacts_removed_at": "2026-11-25T12:00Z"}), tmp_path / "out")
     evil = Artifact(path="../outside", size=0, sha256="", href="/healthz")
     with pytest.raises(DownloadDamaged, match="outside its folder"):
         download_result(client, job.model_copy(update={"artifacts": [evil]}), tmp_path / "out")

@@ -177,7 +177,8 @@ class JobLife(RuleBasedStateMachine):
             life.events.append("stored")
 
     @rule(
-        lease=leases, end=st.sampled_from(["hand_back", "die", "hand_back", "die", "succeed", "fail", "stop_as_asked"])
+        lease=leases,
+        end=st.sampled_from(["hand_back", "die", "hand_back", "die", "succeed", "fail", "overrun", "stop_as_asked"]),
     )
     def end(self, lease: Lease, end: str) -> None:
         calls: dict[str, Callable[[], Any]] = {
@@ -185,6 +186,7 @@ class JobLife(RuleBasedStateMachine):
             "die": lambda: self.store.died(lease, reason="killed", max_attempts=MAX_DEATHS),
             "succeed": lambda: self.store.succeed(lease),
             "fail": lambda: self.store.fail(lease, {"code": "broken"}),
+            "overrun": lambda: self.store.fail_unless_cancelling(lease, {"code": "run_too_long"}),
             "stop_as_asked": lambda: self.store.cancelled(lease),
         }
         life = self.write(lease, calls[end], when=lambda life: life.status is C or end != "stop_as_asked")
@@ -199,6 +201,8 @@ class JobLife(RuleBasedStateMachine):
                 life.progress = 1.0
             case "fail":
                 life.become(JobStatus.FAILED)
+            case "overrun":
+                life.become(JobStatus.CANCELLED if life.status is C else JobStatus.FAILED)
             case "stop_as_asked":
                 life.become(JobStatus.CANCELLED)
 

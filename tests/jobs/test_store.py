@@ -35,6 +35,7 @@ WRITES: dict[str, Callable[[JobStore, Lease], Any]] = {
     "store_result": lambda store, lease: store.store_result(lease, metrics={"x": 1}, artifacts=[{"path": "x"}]),
     "succeed": lambda store, lease: store.succeed(lease, published_url="https://example.org"),
     "fail": lambda store, lease: store.fail(lease, {"code": "stale"}),
+    "fail_unless_cancelling": lambda store, lease: store.fail_unless_cancelling(lease, {"code": "stale"}),
     "cancelled": lambda store, lease: store.cancelled(lease),
     "hand_back": lambda store, lease: store.hand_back(lease, reason="stale"),
     "died": lambda store, lease: store.died(lease, reason="stale", max_attempts=1),
@@ -533,6 +534,16 @@ def test_a_failed_job_tells_stage_and_error(store: JobStore, spec: JobSpec) -> N
     job = store.get(lease.job_id)
     assert (job.status, job.stage, job.progress) == (JobStatus.FAILED, "loading", 0.1)
     assert job.error == store.events(job.id)[-1].data["error"] == {"code": "broken", "detail": "é"}
+
+
+def test_a_failure_that_a_cancel_wins_over(store: JobStore, spec: JobSpec) -> None:
+    failed, cancelled = running(store, spec), running(store, spec)
+    store.cancel(cancelled.job_id)
+    assert store.fail_unless_cancelling(failed, {"code": "slow"}) is JobStatus.FAILED
+    assert store.fail_unless_cancelling(cancelled, {"code": "slow"}) is JobStatus.CANCELLED
+    assert (store.get(failed.job_id).status, store.get(failed.job_id).error) == (JobStatus.FAILED, {"code": "slow"})
+    assert (store.get(cancelled.job_id).status, store.get(cancelled.job_id).error) == (JobStatus.CANCELLED, None)
+    assert types(store, cancelled.job_id) == ["queued", "started", "cancelling", "cancelled"]
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -13,6 +13,7 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import JobStore
 from tests.tiny_models import tiny_checkpoint
+from worker.disk_floor import DiskFloor
 from worker.parent import Command, Parent, child_command
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -42,7 +43,7 @@ class Worker:
 
     def __init__(self, store: JobStore, settings: Settings, command: Command, name: str) -> None:
         self.stopping = threading.Event()
-        self._parent = Parent(store, settings, name, self.stopping.is_set, command)
+        self._parent = Parent(store, settings, name, self.stopping.is_set, DiskFloor(settings), command)
         self._thread: threading.Thread | None = None
 
     def start(self, job_id: str) -> "Worker":
@@ -92,7 +93,7 @@ def environment(settings: Settings) -> dict[str, str]:
     """What makes another process use these settings."""
     names = (
         "data_dir", "database_url", "broker_url", "artifacts_url", "lease_seconds", "heartbeat_seconds", "poll_seconds",
-        "stop_grace_seconds",
+        "stop_grace_seconds", "min_free_disk_bytes",
     )  # fmt: skip
     return {f"FLATTENGPT_{name.upper()}": str(getattr(settings, name)) for name in names}
 

@@ -9,6 +9,7 @@ from datetime import datetime
 
 import psutil
 import pytest
+import structlog
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
@@ -181,6 +182,41 @@ def test_a_cancelled_job_stops_its_child(store: JobStore, queued: str, workers: 
     assert [event.type for event in store.events(queued)] == ["queued", "started", "cancelling", "cancelled"]
 
 
+def test_a_job_that_runs_too_long_is_stopped_and_fails(store: JobStore, queued: str, workers: Workers) -> None:
+    worker = workers(stand_in(FOREVER), max_run_seconds=0.3, stop_grace_seconds=60).start(queued)
+    child = wait_for_child(store, queued)
+    worker.finish()
+    assert not psutil.pid_exists(child)
+    job = store.get(queued)
+    assert (job.status, job.attempt) == (JobStatus.FAILED, 1)
+    assert job.error is not None
+    assert (job.error["code"], job.error["retryable"]) == ("run_too_long", False)
+    assert "after 0.3 s" in job.error["message"]
+    assert [event.type for event in store.events(queued)] == ["queued", "started", "failed"]
+
+
+@on_sqlite
+def test_time_is_stronger_than_a_deaf_child_and_a_cancel_than_time(
+    store: JobStore, settings: Settings, queued: str, workers: Workers
+) -> None:
+    worker = workers(stand_in(STUBBORN), max_run_seconds=1, stop_grace_seconds=1.5).start(queued)
+    child = wait_for_child(store, queued)
+    log = settings.data_dir / "logs" / f"{queued}.1.log"
+    wait_until(lambda: "deaf" in log.read_text(), what="the deafness")
+    time.sleep(1.2)  # its time is over, its grace is not
+    store.cancel(queued)
+    worker.finish()
+    assert not psutil.pid_exists(child)
+    assert (store.get(queued).status, store.get(queued).error) == (JobStatus.CANCELLED, None)
+
+
+@on_sqlite
+def test_a_job_that_ends_in_time_is_not_stopped(store: JobStore, queued: str, workers: Workers) -> None:
+    workers(stand_in("raise SystemExit(9)"), max_run_seconds=60, max_attempts=1).run(queued)
+    assert store.get(queued).error is not None
+    assert (store.get(queued).error or {})["code"] == "worker_lost"
+
+
 @on_sqlite
 @pytest.mark.parametrize("code", [STUBBORN, FAMILY], ids=["deaf", "with a deaf grandchild"])
 def test_cancel_is_stronger_than_a_deaf_child(
@@ -249,6 +285,23 @@ def test_what_is_not_queued_is_left_alone(store: JobStore, queued: str, workers:
     assert store.get(queued).attempt == 0
 
 
+@on_sqlite
+def test_a_worker_without_disk_takes_nothing_and_says_so_once(
+    store: JobStore, engine: Engine, settings: Settings, queued: str, workers: Workers
+) -> None:
+    ended = settings.data_dir / "work" / "01M8715SXX5VDXZSFJX3F7CKD1.1" / "state"
+    ended.mkdir(parents=True)
+    worker = workers(stand_in(FOREVER), min_free_disk_bytes=2**60)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            worker.run(queued)
+    job = row(engine, queued)
+    assert (job.status, job.attempt, job.announced_at) == ("queued", 0, None)
+    assert [(line["log_level"], line["min_free_disk_bytes"]) for line in logs] == [("warning", 2**60)]
+    assert logs[0]["folder"] == str(settings.data_dir)
+    assert not ended.exists(), "what could make room stays"
+
+
 STATE = (
     "import sys; from pathlib import Path; own = Path({work!r}, '.'.join(sys.argv[1:])); state = own / 'state'\n"
     "print(*sorted(file.name for file in own.rglob('*')), flush=True)\n"
@@ -311,3 +364,22 @@ def test_files_of_jobs_that_ended_elsewhere_go_and_those_of_others_stay(
         (work / name / "state").mkdir(parents=True)
     workers(stand_in("raise SystemExit(9)"), max_attempts=1).run(queued)
     assert [folder.name for folder in work.iterdir()] == [f"{running}.1"]
+
+
+@on_sqlite
+def test_old_logs_of_ended_jobs_go(store: JobStore, settings: Settings, queued: str, workers: Workers) -> None:
+    logs, running, deleted = settings.data_dir / "logs", store.submit(SPEC).id, "01M8715SXX5VDXZSFJX3F7CKD1"
+    store.take(running, worker="elsewhere", lease_seconds=60)
+    logs.mkdir()
+    old = [f"{deleted}.1.log", f"{deleted}.12.log", f"{running}.1.log", "worker.log", f"{deleted}.1.txt"]
+    for name in [*old, f"{deleted}.2.log"]:
+        (logs / name).touch()
+    for name in old:
+        os.utime(logs / name, (0, time.time() - 8 * 86_400))
+    never = workers(stand_in("raise SystemExit(9)"), max_attempts=1)
+    never.run(queued)
+    assert {*old} < {file.name for file in logs.iterdir()}
+    workers(stand_in("raise SystemExit(9)"), max_attempts=1, keep_artifacts_days=7).run(store.submit(SPEC).id)
+    left = {file.name for file in logs.iterdir()}
+    assert left & {*old} == {f"{running}.1.log", "worker.log", f"{deleted}.1.txt"}
+    assert {f"{deleted}.2.log", f"{queued}.1.log"} < left

@@ -175,11 +175,12 @@ def test_a_failure_is_recorded_also_when_the_log_is_full(
 
 
 @pytest.fixture
-def small_disk(settings: Settings) -> Iterator[None]:
-    """The data folder's working files on a disk of their own, too small for the result."""
+def small_disk(settings: Settings, request: pytest.FixtureRequest) -> Iterator[None]:
+    """The data folder's working files on a disk of their own, of so many bytes."""
     work = settings.data_dir / "work"
     work.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(work)], capture_output=True)
+    size = f"size={request.param}"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", str(work)], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("no right to mount a disk: a full one is NOT tested")
     yield
@@ -187,17 +188,62 @@ def small_disk(settings: Settings) -> Iterator[None]:
 
 
 @on_sqlite
+@pytest.mark.parametrize("small_disk", ["1m"], indirect=True)
 @pytest.mark.usefixtures("small_disk")
-def test_a_full_disk(store: JobStore, settings: Settings, queued: str, workers: Workers) -> None:
-    workers().run(queued)
-    job = store.get(queued)
-    assert (job.status, job.attempt, job.stage) == (JobStatus.FAILED, 1, "compressing")
+def test_a_disk_that_gets_full(store: JobStore, settings: Settings, workers: Workers) -> None:
+    """Here with what no estimate knows before: the text to train on."""
+    request = SPEC.as_request() | {"method": "shortgpt", "recovery": {"method": "lora", "steps": 1}}
+    job_id = store.submit(JobSpec.model_validate(request)).id
+    workers().run(job_id)
+    job = store.get(job_id)
+    assert (job.status, job.attempt, job.stage) == (JobStatus.FAILED, 1, "recovering")
     assert job.error is not None
     assert "disk is full" in job.error["message"]
     assert "No space left on device" in log_of(settings, job)
     assert job.artifacts == []
-    assert not (settings.data_dir / "artifacts" / queued).exists()
+    assert not (settings.data_dir / "artifacts" / job_id).exists()
     assert list((settings.data_dir / "work").iterdir()) == []
+
+
+@on_sqlite
+@pytest.mark.parametrize("small_disk", ["200k"], indirect=True)
+@pytest.mark.usefixtures("small_disk")
+def test_a_disk_with_no_room_for_the_job(store: JobStore, settings: Settings, queued: str, workers: Workers) -> None:
+    workers().run(queued)
+    job = store.get(queued)
+    assert (job.status, job.attempt, job.stage) == (JobStatus.FAILED, 1, "loading")
+    assert job.error is not None
+    assert (job.error["code"], job.error["retryable"]) == ("not_enough_disk", True)
+    assert "0.20 MiB are free for the worker's folder FLATTENGPT_DATA_DIR/work" in job.error["message"]
+    assert str(settings.data_dir) not in json.dumps(job.error)
+    assert "calibrating" not in [event.data["stage"] for event in of_type(store, queued, "stage")]
+    assert str(settings.data_dir / "work") in log_of(settings, job)
+
+
+@on_sqlite
+def test_memory_that_cannot_hold_the_job(
+    store: JobStore, queued: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLATTENGPT_MAX_MEMORY_BYTES", str(100 * 2**20))
+    workers().run(queued)
+    job = store.get(queued)
+    assert (job.status, job.attempt, job.stage) == (JobStatus.FAILED, 1, "loading")
+    assert job.error is not None
+    assert (job.error["code"], job.error["retryable"]) == ("not_enough_memory", False)
+    assert "and the worker has 100.00 MiB for it" in job.error["message"]
+
+
+@on_sqlite
+def test_state_of_a_model_that_has_changed_is_dropped(
+    store: JobStore, settings: Settings, queued: str, workers: Workers
+) -> None:
+    state = settings.data_dir / "work" / f"{queued}.0" / "state"
+    state.mkdir(parents=True)
+    (state / "request.json").write_text('{"model": [["model.safetensors", 1, 1]]}')
+    workers().run(queued)
+    job = check_success(store, settings, queued, attempt=1)
+    assert "the state of the last attempt is dropped" in log_of(settings, job)
+    assert [event.data["stage"] for event in of_type(store, queued, "stage")].count("calibrating") == 2
 
 
 @on_postgresql
