@@ -1,14 +1,16 @@
 """Settings from the environment, the only place it is read. Built once at each entry point and passed down."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)]
 
 
 class Settings(BaseSettings):
-    """`FLATTENGPT_*` variables, and the Hub's own two. Times are in seconds."""
+    """`FLATTENGPT_*` variables, the Hub's own two, and OpenTelemetry's. Times are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="FLATTENGPT_", frozen=True, populate_by_name=True)
 
@@ -27,6 +29,21 @@ class Settings(BaseSettings):
     max_losses: int = Field(default=20, ge=1, description="a job whose worker falls silent this often fails")
     stop_grace_seconds: float = Field(default=10, gt=0, description="between asking a child to stop and killing it")
     max_body_bytes: int = Field(default=1_000_000, gt=0, description="largest request body")
+
+    log_format: Literal["console", "json"] | None = Field(
+        default=None, description="for people or for machines; if not set, console on a terminal and else json"
+    )
+    log_level: LogLevel = Field(default="info", description="the least level that is logged")
+    otlp_endpoint: str = Field(
+        default="",
+        validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="collector of traces, by OTLP over HTTP; no traces if empty",
+    )
+    traceparent: str | None = Field(
+        default=None,
+        validation_alias="TRACEPARENT",
+        description="the span that a job's process belongs to; its worker sets it",
+    )
 
     hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
     hf_endpoint: str = Field(default="https://huggingface.co", validation_alias="HF_ENDPOINT")

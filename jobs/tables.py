@@ -69,6 +69,8 @@ class Job(Base):
     retry_of: Mapped[str | None] = mapped_column(String(26))
     """The job whose request this one repeats; it may be deleted by now."""
     stage_started_at: Mapped[datetime | None]
+    traceparent: Mapped[str | None] = mapped_column(String(64))
+    """The span of the request that submitted the job, as W3C's Trace Context writes it."""
 
 
 class Tally(Base):

@@ -11,7 +11,9 @@ from contextlib import suppress
 
 import structlog
 from sqlalchemy.exc import OperationalError
+from structlog.contextvars import bound_contextvars
 
+from jobs import tracing
 from jobs.errors import LeaseLost
 from jobs.records import Lease
 from jobs.settings import Settings
@@ -23,6 +25,8 @@ from worker.heartbeat import Heartbeat
 from worker.places import adopt_work, clear_work, jobs_with_work, log_file
 
 Command = Callable[[Lease], Sequence[str]]
+
+log = structlog.get_logger()
 
 
 def child_command(lease: Lease) -> Sequence[str]:
@@ -59,19 +63,23 @@ class Parent:
                 return
             lease = self._store.take(next_id, worker=self._name, lease_seconds=self._settings.lease_seconds)
             if lease is not None:
-                self._run(lease)
+                with (
+                    bound_contextvars(job_id=lease.job_id, attempt=lease.attempt),
+                    tracing.span("attempt", tracing.of_job(lease), parent=lease.traceparent),
+                ):
+                    self._run(lease)
             self._clear_ended()
             next_id = self._store.next_queued()
 
     def _run(self, lease: Lease) -> None:
-        log = structlog.get_logger().bind(job_id=lease.job_id, attempt=lease.attempt)
         log.info("attempt started", worker=self._name)
         adopt_work(self._settings, lease)
-        child = ChildProcess(self._command(lease), log_file(self._settings, lease))
+        child = ChildProcess(self._command(lease), log_file(self._settings, lease), tracing.environment())
         try:
             ended, stopped = self._watch(lease, child)
             status = self._settle(lease, ended, stopped)
             log.info("attempt ended", code=ended.code, status=status.value)
+            tracing.annotate({"process.exit.code": ended.code}, failed=ended.code != ExitCode.DONE)
         except LeaseLost as error:
             # Mostly the end of the job, which the child records before it exits.
             log.info("the attempt is over", reason=error.message)
@@ -91,9 +99,11 @@ class Parent:
         while (ended := child.wait(self._settings.poll_seconds)) is None:
             cancelling = heartbeat.beat() is JobStatus.CANCELLING
             if killed_at is None and (cancelling or self._stopping()):
+                log.info("asking the job's process to stop", cancelling=cancelling)
                 child.signal_group(signal.SIGTERM)
                 killed_at = time.monotonic() + self._settings.stop_grace_seconds
             elif killed_at is not None and time.monotonic() > killed_at:
+                log.warning("killing the job's process, which did not stop in time")
                 child.signal_group(signal.SIGKILL)
         return ended, killed_at is not None
 

@@ -10,6 +10,7 @@ from api.problems import responses
 from api.schemas import JobPage, JobReply
 from api.state import Parts
 from flattengpt_core.errors import InvalidRequest
+from jobs import tracing
 from jobs.records import JobRecord
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
@@ -113,6 +114,7 @@ def remove(job_id: str, parts: Parts) -> None:
 
 def _accepted(job: JobRecord, response: Response, parts: Parts) -> JobReply:
     """Wake a worker for a new job, and say where it is."""
+    tracing.annotate({"flattengpt.job.id": job.id})
     if job.status is JobStatus.QUEUED:
         parts.announcer.announce(job.id)
     response.headers["Location"] = f"/jobs/{job.id}"
