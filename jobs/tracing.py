@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from jobs.records import Lease
 from jobs.settings import Settings
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
+
+    from jobs.records import Lease
 
 _SEND_SECONDS = 3
 """A collector that does not answer must not hold a process for long at its end; what it misses is lost."""
@@ -98,7 +99,7 @@ def annotate(attributes: Attributes, *, failed: bool = False) -> None:
         current.set_status(Status(StatusCode.ERROR))
 
 
-def of_job(lease: Lease) -> Attributes:
+def of_job(lease: "Lease") -> Attributes:
     """The attributes that name an attempt."""
     return {"flattengpt.job.id": lease.job_id, "flattengpt.job.attempt": lease.attempt}
 

@@ -79,7 +79,6 @@ class Parent:
             ended, stopped = self._watch(lease, child)
             status = self._settle(lease, ended, stopped)
             log.info("attempt ended", code=ended.code, status=status.value)
-            tracing.annotate({"process.exit.code": ended.code}, failed=ended.code != ExitCode.DONE)
         except LeaseLost as error:
             # Mostly the end of the job, which the child records before it exits.
             log.info("the attempt is over", reason=error.message)
@@ -118,6 +117,7 @@ class Parent:
             return JobStatus.CANCELLED
         if stopped or ended.code == ExitCode.STOPPED:
             return self._store.hand_back(lease, reason="the worker was told to stop")
+        tracing.annotate({"process.exit.code": ended.code}, failed=True)
         return self._store.died(
             lease,
             reason=ended.reason,
