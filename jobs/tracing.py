@@ -40,20 +40,13 @@ def start(settings: Settings, part: str) -> "TracerProvider | None":
         part: the part of the service that this process is, `api` or `worker`.
     """
     global _provider
-    if not settings.otlp_endpoint:
-        return None
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        log.warning("no traces: install flattengpt[otel], or unset OTEL_EXPORTER_OTLP_ENDPOINT", missing=error.name)
-        return None
-    named = Resource.create({"service.name": f"flattengpt-{part}", "service.namespace": "flattengpt"})
-    _provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/traces", timeout=_SEND_SECONDS)
-    _provider.add_span_processor(BatchSpanProcessor(exporter))
+    if settings.otlp_endpoint:
+        try:
+            _provider = _exporting(f"{settings.otlp_endpoint.rstrip('/')}/v1/traces", part)
+        except ImportError as error:
+            log.warning("no traces: install flattengpt[otel], or unset OTEL_EXPORTER_OTLP_ENDPOINT", missing=error.name)
+        except Exception as error:  # whatever is wrong with its variables must not keep the service from its work
+            log.warning("no traces: OpenTelemetry refused its settings", error=repr(error))
     return _provider
 
 
@@ -131,6 +124,18 @@ def span_ids() -> Attributes:
     if not current.is_valid:
         return {}
     return {"trace_id": format_trace_id(current.trace_id), "span_id": format_span_id(current.span_id)}
+
+
+def _exporting(endpoint: str, part: str) -> "TracerProvider":
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    named = Resource.create({"service.name": f"flattengpt-{part}", "service.namespace": "flattengpt"})
+    provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_SEND_SECONDS)))
+    return provider
 
 
 def _context(parent: str | None) -> "Context | None":

@@ -16,10 +16,14 @@ class StageSpans:
 
     def __init__(self, lease: Lease, parent: str | None) -> None:
         self._lease, self._parent = lease, parent
+        self._stage: str | None = None
         self._current = ExitStack()
 
     def enter(self, stage: str) -> None:
-        """End the stage before, and begin this one."""
+        """End the stage before, and begin this one, unless it has begun."""
+        if stage == self._stage:
+            return
+        self._stage = stage
         self._current.close()
         self._current.enter_context(tracing.span(stage, tracing.of_job(self._lease), parent=self._parent))
 

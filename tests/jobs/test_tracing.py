@@ -41,3 +41,11 @@ def test_without_the_extra_work_goes_on_and_the_log_says_why() -> None:
     out, log = printed(before, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
     assert out.startswith(NOTHING)
     assert "install flattengpt[otel]" in log
+
+
+def test_settings_that_opentelemetry_refuses_cost_the_traces_and_not_the_work() -> None:
+    wrong = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_MAX_QUEUE_SIZE": "0"}
+    out, log = printed(**wrong)
+    assert out.startswith(NOTHING)
+    assert "OpenTelemetry refused its settings" in log
+    assert "max_queue_size" in log

@@ -54,8 +54,8 @@ def test_a_job_submitted_without_traces_begins_its_own(store: JobStore, workers:
 def test_only_the_stage_that_failed_is_an_error_and_says_no_more_than_its_kind(collector: Collector) -> None:
     def run() -> None:
         with StageSpans(Lease("01JOB", 2), f"00-{'a' * 32}-{'b' * 16}-01") as stages:
-            stages.enter("loading")
-            stages.enter("compressing")
+            for stage in ("loading", "loading", "compressing"):
+                stages.enter(stage)
             raise ConnectionError("at https://user:password@host")
 
     with pytest.raises(ConnectionError):
