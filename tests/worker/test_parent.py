@@ -199,12 +199,15 @@ def test_cancel_is_stronger_than_a_deaf_child(
 
 
 @on_sqlite
-def test_each_line_of_an_attempt_names_it(store: JobStore, engine: Engine, queued: str, workers: Workers) -> None:
+def test_each_line_of_an_attempt_names_it(
+    store: JobStore, settings: Settings, engine: Engine, queued: str, workers: Workers
+) -> None:
     """Here: of one whose database is away for a while, and whose process has to be killed."""
     bound = [structlog.contextvars.merge_contextvars]
     with structlog.testing.capture_logs(processors=bound) as logs:
         worker = workers(stand_in(STUBBORN), stop_grace_seconds=0.5, heartbeat_seconds=0.05).start(queued)
-        wait_for_child(store, queued)
+        log = settings.data_dir / "logs" / f"{queued}.1.log"
+        wait_until(lambda: log.exists() and "deaf" in log.read_text(), what="the deafness")
         with engine.begin() as connection:
             connection.execute(text("ALTER TABLE job RENAME TO away"))
         wait_until(lambda: "heartbeat failed" in [line["event"] for line in logs], what="a heartbeat without a table")
