@@ -46,11 +46,12 @@ quality: $(READY)  ## measure what each method keeps, cell by cell; hours, and g
 tables: $(READY)  ## put the benchmarks' tables into the README
 	$(BIN)/python -m benchmarks.render
 
-# The lock names no machine: torch without its build's suffix, and none of the CUDA packages, which torch pins.
+# The lock names no machine: torch without its build's suffix, none of the CUDA packages, which torch pins, and not
+# this folder, which the extra `dev` leads to by naming another extra.
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-header --no-annotate --no-emit-index-url \
 		--no-emit-trusted-host --no-emit-find-links --output-file requirements.lock pyproject.toml
-	sed -i.old -E '/^(nvidia|cuda|triton)/d; s/^(torch==[0-9.]+)\+.*/\1/' requirements.lock && rm requirements.lock.old
+	sed -i.old -E '/^(nvidia|cuda|triton|flattengpt @)/d; s/^(torch==[0-9.]+)\+.*/\1/' requirements.lock && rm requirements.lock.old
 
 clean:  ## remove what the commands made, but for .flattengpt, which holds your jobs and models
 	rm -rf $(VENV) demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

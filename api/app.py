@@ -6,12 +6,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry.trace import TracerProvider
+from starlette.types import ASGIApp
 
 from api import problems
 from api.body_limit import BodyLimit
 from api.host_guard import HostGuard
+from api.request_log import RequestLog
 from api.routes import artifacts, events, jobs, metrics, service
 from api.state import State
+from jobs import tracing
 from jobs.artifacts import ArtifactStore
 from jobs.broker import make_announcer
 from jobs.database import make_engine
@@ -25,6 +30,16 @@ with the evidence of what it cost in quality. Errors are `application/problem+js
 """
 
 
+_PROBES = {"/healthz", "/readyz", "/metrics"}
+"""Asked every few seconds by machines, and in no trace."""
+
+
+class _Application(FastAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        """As FastAPI's, inside of the log of requests: it also sees the answers to unexpected errors."""
+        return RequestLog(super().build_middleware_stack())
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application for these settings."""
     engine = make_engine(settings.database)
@@ -34,14 +49,16 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         engine.dispose()
+        tracing.stop()
 
-    app = FastAPI(
+    app = _Application(
         title="FlattenGPT",
         version=importlib.metadata.version("flattengpt"),
         description=_DESCRIPTION,
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses=problems.responses(400),
+        telemetry=_telemetry(tracing.start(settings, "api")),
     )
     app.state.parts = State(
         settings, store, KeyStore(engine), ArtifactStore(settings.artifacts), make_announcer(settings)
@@ -55,6 +72,19 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     _describe_problems(app)
     return app
+
+
+def _telemetry(provider: TracerProvider | None) -> TelemetryConfig:
+    """FastAPI's own spans, one a request, and nothing else: its logs would hold the texts of errors."""
+    return {
+        "tracer_provider": provider,
+        "tracing": provider is not None,
+        "operation_spans": False,
+        "metrics": False,
+        "logs": False,
+        "auto_configure": False,
+        "exclude": lambda scope: scope.get("path") in _PROBES,
+    }
 
 
 def _describe_problems(app: FastAPI) -> None:

@@ -1,15 +1,12 @@
 """The service in one command: the API, and when embedded the sweeper and a worker beside it."""
 
-import copy
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
 
 from api.app import create_app
 from cli.bind import check_bind, listen, url_of
@@ -40,7 +37,7 @@ def serve(host: str, port: int, settings: Settings, on_ready: Callable[[str], No
             upgrade(make_engine(settings.database))
         config = uvicorn.Config(
             create_app(settings),
-            log_config=_log_config(),
+            log_config=None,  # its lines go where this process's go
             timeout_graceful_shutdown=OPEN_REQUESTS_SECONDS,
             server_header=False,
         )
@@ -93,10 +90,3 @@ def _stop_signals_end_only_the_server() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _log_config() -> dict[str, Any]:
-    """Uvicorn's logging, all of it on standard error."""
-    config = copy.deepcopy(LOGGING_CONFIG)
-    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
-    return config

@@ -53,7 +53,7 @@ def worker(
     _set_up(while_stdin_open)
     from worker.app import app as celery
 
-    options = ["--pool", pool, "--concurrency", "1", "--loglevel", "INFO"]
+    options = ["--pool", pool, "--concurrency", "1"]
     celery.worker_main(["worker", *options, "--without-gossip", "--without-mingle", "--without-heartbeat"])
 
 
@@ -84,8 +84,8 @@ def migrate() -> None:
 
 
 def _set_up(while_stdin_open: bool) -> Settings:
-    configure_logs()
     settings = Settings()
+    configure_logs(settings)
     if while_stdin_open:
         # Longer than a clean stop takes: a worker first stops its job's process.
         stop_when_stdin_ends(3 * settings.stop_grace_seconds)

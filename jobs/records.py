@@ -1,6 +1,6 @@
 """What the store hands out: frozen copies of rows, free of any session."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -89,10 +89,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right of one attempt to write to a job, until another attempt takes it."""
+    """The right of one attempt to write to a job, until another attempt takes it.
+
+    traceparent: the span of the request that submitted the job, if that is traced.
+    """
 
     job_id: str
     attempt: int
+    traceparent: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

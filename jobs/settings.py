@@ -1,14 +1,16 @@
 """Settings from the environment, the only place it is read. Built once at each entry point and passed down."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)]
 
 
 class Settings(BaseSettings):
-    """`FLATTENGPT_*` variables, and the Hub's own two. Times are in seconds."""
+    """`FLATTENGPT_*` variables, the Hub's own two, and OpenTelemetry's. Times are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="FLATTENGPT_", frozen=True, populate_by_name=True)
 
@@ -34,6 +36,21 @@ class Settings(BaseSettings):
     min_free_disk_bytes: int = Field(default=2_000_000_000, ge=0, description="a worker with less free takes no job")
     max_memory_bytes: int = Field(default=0, ge=0, description="memory for a job; 0: the machine's or its cgroup's")
     keep_artifacts_days: float = Field(default=0, ge=0, description="artifacts and logs go after this; 0: never")
+
+    log_format: Literal["console", "json"] | None = Field(
+        default=None, description="for people or for machines; if not set, console on a terminal and else json"
+    )
+    log_level: LogLevel = Field(default="info", description="the least level that is logged")
+    otlp_endpoint: str = Field(
+        default="",
+        validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="collector of traces, by OTLP over HTTP; no traces if empty",
+    )
+    traceparent: str | None = Field(
+        default=None,
+        validation_alias="TRACEPARENT",
+        description="the span that a job's process belongs to; its worker sets it",
+    )
 
     hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
     hf_endpoint: str = Field(default="https://huggingface.co", validation_alias="HF_ENDPOINT")

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from ulid import ULID
 
-from jobs import changes, tallies
+from jobs import changes, tallies, tracing
 from jobs.clock import now_plus
 from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, QueueFull, QuotaExceeded, TooManyJobs
 from jobs.records import Event, EventRecord, JobRecord, Lease, Overview, Page
@@ -188,15 +188,16 @@ class JobStore:
                 started_at=func.coalesce(Job.started_at, now_plus()),
                 lease_expires_at=now_plus(lease_seconds),
             )
-            .returning(Job.attempt)
+            .returning(Job.attempt, Job.traceparent)
         )
         with self._write.begin() as session:
-            attempt = session.scalar(statement)
-            if attempt is None:
+            taken = session.execute(statement).first()
+            if taken is None:
                 return None
+            attempt, traceparent = taken
             changes.append(session, job_id, [Event("started", {"attempt": attempt})])
             tallies.add(session, tallies.counted(tallies.ATTEMPTS_STARTED))
-        return Lease(job_id, attempt)
+        return Lease(job_id, attempt, traceparent)
 
     def next_queued(self) -> str | None:
         """The id of the job that has waited longest."""
@@ -295,10 +296,10 @@ class JobStore:
 
     # The sweeper
 
-    def release_expired(self, *, max_losses: int, limit: int = 100) -> list[str]:
+    def release_expired(self, *, max_losses: int, limit: int = 100) -> list[Lease]:
         """Give up each attempt whose lease ran out: queue its job again, or fail it the `max_losses`th time.
 
-        Returns the jobs' ids.
+        Returns what was given up.
 
         Safe to run at once in several places.
         """
@@ -321,7 +322,7 @@ class JobStore:
                     reason=f"worker {worker} fell silent",
                     final=losses >= max_losses,
                 )
-            released.append(job_id)
+            released.append(lease)
         return released
 
     def cancelled_with_artifacts(self, *, limit: int = 100) -> list[str]:
@@ -413,6 +414,7 @@ class JobStore:
             retry_of=retry_of,
             announced_at=now_plus(),
             owner=self._owner,
+            traceparent=tracing.traceparent(),
         )
         try:
             with self._write.begin() as session:

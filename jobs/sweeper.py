@@ -21,12 +21,11 @@ log = structlog.get_logger()
 
 def sweep_once(store: JobStore, announcer: Announcer, settings: Settings) -> None:
     """Give up attempts whose lease ran out, announce queued jobs that are due, and remove old artifacts."""
-    for job_id in store.release_expired(max_losses=settings.max_losses):
-        log.warning("lease expired", job_id=job_id)
-    if announcer.waiting() >= UNHEARD:
-        return
-    for job_id in store.due_for_announcement(after_seconds=settings.announce_after_seconds):
-        announcer.announce(job_id)
+    for lease in store.release_expired(max_losses=settings.max_losses):
+        log.warning("lease expired", job_id=lease.job_id, attempt=lease.attempt)
+    if announcer.waiting() < UNHEARD:
+        for job_id in store.due_for_announcement(after_seconds=settings.announce_after_seconds):
+            announcer.announce(job_id)
     remove_old_artifacts(store, settings)
 
 

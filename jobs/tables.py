@@ -86,6 +86,8 @@ class Job(Base):
     """The id of the API key that made the job; empty, not NULL, without one, so that uniqueness holds there too."""
     artifacts_removed_at: Mapped[datetime | None]
     """When the janitor removed the artifacts, whose entries went with them."""
+    traceparent: Mapped[str | None] = mapped_column(String(64))
+    """The span of the request that submitted the job, as W3C's Trace Context writes it."""
 
 
 class Tally(Base):

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LOG_TAIL_LINES = 5
-_LOG_TAIL_BYTES = 4096
+from worker.log_tail import log_tail
+
 _LOOK_SECONDS = 0.05
 
 
@@ -81,7 +81,7 @@ class ChildProcess:
             if self._process.stdin is not None:
                 self._process.stdin.close()
             unit = 1 if sys.platform == "darwin" else 1024
-            self._ended = Exit(self._process.returncode, self._tail(), usage.ru_maxrss * unit)
+            self._ended = Exit(self._process.returncode, log_tail(self._log), usage.ru_maxrss * unit)
         return self._ended
 
     def stop(self, grace_seconds: float) -> Exit:
@@ -101,12 +101,6 @@ class ChildProcess:
             pass
         except PermissionError:
             self._process.send_signal(number)
-
-    def _tail(self) -> str:
-        with self._log.open("rb") as log:
-            log.seek(max(0, self._log.stat().st_size - _LOG_TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
-        return " | ".join([line.strip() for line in lines if line.strip()][-LOG_TAIL_LINES:])
 
 
 def die_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import time
 
+import structlog
 from sqlalchemy.exc import OperationalError
 
 from jobs.errors import LeaseLost
@@ -9,6 +10,8 @@ from jobs.records import Lease
 from jobs.settings import Settings
 from jobs.states import JobStatus
 from jobs.store import JobStore
+
+log = structlog.get_logger()
 
 
 class Heartbeat:
@@ -32,7 +35,8 @@ class Heartbeat:
             try:
                 self._status = self._store.heartbeat(self._lease, lease_seconds=self._settings.lease_seconds)
                 self._renewed = now
-            except OperationalError:
+            except OperationalError as error:
+                log.warning("heartbeat failed", error=type(error).__name__)
                 if now - self._renewed > self._settings.lease_seconds:
                     message = f"The database was silent for longer than the lease of job {self._lease.job_id}."
                     raise LeaseLost(message) from None

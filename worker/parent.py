@@ -12,7 +12,9 @@ from enum import Enum, auto
 
 import structlog
 from sqlalchemy.exc import OperationalError
+from structlog.contextvars import bound_contextvars
 
+from jobs import tracing
 from jobs.artifacts import ArtifactStore
 from jobs.discard import discard, discard_left_over
 from jobs.errors import LeaseLost, RunTooLong
@@ -27,6 +29,8 @@ from worker.heartbeat import Heartbeat
 from worker.places import adopt_work, clear_work, jobs_with_work, log_file, old_logs
 
 Command = Callable[[Lease], Sequence[str]]
+
+log = structlog.get_logger()
 
 
 def child_command(lease: Lease) -> Sequence[str]:
@@ -77,15 +81,18 @@ class Parent:
                 return
             lease = self._store.take(next_id, worker=self._name, lease_seconds=self._settings.lease_seconds)
             if lease is not None:
-                self._run(lease)
+                with (
+                    bound_contextvars(job_id=lease.job_id, attempt=lease.attempt),
+                    tracing.span("attempt", tracing.of_job(lease), parent=lease.traceparent),
+                ):
+                    self._run(lease)
             self._clear_ended()
             next_id = self._store.next_queued()
 
     def _run(self, lease: Lease) -> None:
-        log = structlog.get_logger().bind(job_id=lease.job_id, attempt=lease.attempt)
         log.info("attempt started", worker=self._name)
         adopt_work(self._settings, lease)
-        child = ChildProcess(self._command(lease), log_file(self._settings, lease))
+        child = ChildProcess(self._command(lease), log_file(self._settings, lease), tracing.environment())
         try:
             ended, stop = self._watch(lease, child)
             status = self._settle(lease, ended, stop)
@@ -123,8 +130,10 @@ class Parent:
             cancelling = heartbeat.beat() is JobStatus.CANCELLING
             if stop is not None:
                 if time.monotonic() > killed_at:
+                    log.warning("killing the job's process, which did not stop in time")
                     child.signal_group(signal.SIGKILL)
             elif stop := self._reason_to_stop(cancelling, time.monotonic() - started):
+                log.info("asking the job's process to stop", reason=stop.name.lower())
                 child.signal_group(signal.SIGTERM)
                 killed_at = time.monotonic() + self._settings.stop_grace_seconds
         return ended, stop
@@ -149,6 +158,7 @@ class Parent:
             return self._store.fail_unless_cancelling(lease, self._ran_too_long().as_dict())
         if stop is not None or ended.code == ExitCode.STOPPED:
             return self._store.hand_back(lease, reason="the worker was told to stop")
+        tracing.annotate({"process.exit.code": ended.code}, failed=True)
         return self._store.died(
             lease,
             reason=ended.reason,

@@ -35,13 +35,22 @@ class Reporter:
 
     Steps are written at most every `interval_seconds`, so that a fast stage costs few writes; stages and events are
     written at once. Each method raises LeaseLost when another attempt owns the job.
+
+    Args:
+        on_stage: told of each stage as it begins.
     """
 
     def __init__(
-        self, store: JobStore, lease: Lease, stopping: Callable[[], bool], *, interval_seconds: float = 0.5
+        self,
+        store: JobStore,
+        lease: Lease,
+        stopping: Callable[[], bool],
+        *,
+        interval_seconds: float = 0.5,
+        on_stage: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store, self._lease, self._stopping = store, lease, stopping
-        self._interval = interval_seconds
+        self._interval, self._on_stage = interval_seconds, on_stage
         self._stage = "loading"
         self._written = self._looked = 0.0
 
@@ -53,6 +62,7 @@ class Reporter:
     def stage(self, name: str) -> None:
         """Note that a stage begins."""
         self._stage = name
+        self._on_stage(name)
         self._write(stage=name, progress=self._before(name), events=[Event("stage", {"stage": name})])
 
     def step(self, done: int, total: int) -> None:

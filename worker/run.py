@@ -24,6 +24,7 @@ import structlog
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
 from flattengpt_core.errors import FlattenGPTError, InvalidRequest
 from flattengpt_core.options import Calibration, Evaluation, Recovery
+from jobs import tracing
 from jobs.artifacts import Artifact, ArtifactStore, as_json
 from jobs.database import make_engine
 from jobs.errors import LeaseLost
@@ -40,6 +41,7 @@ from worker.places import result_dir, state_dir
 from worker.reporter import Reporter, StopRequested
 from worker.restore import restore
 from worker.room import check_room
+from worker.stage_spans import StageSpans
 
 COMMIT_SECONDS = 5
 """How long a stop waits for the Hub's answer to a commit that is under way."""
@@ -65,18 +67,20 @@ def main(job_id: str, attempt: int) -> ExitCode:
     die_with_parent()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    configure_logs()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = Settings()
+    configure_logs(settings, job_id=job_id, attempt=attempt)
     os.environ.pop("HF_TOKEN", None)
+    os.environ["TQDM_DISABLE"] = "1"  # libraries' progress bars are no lines of a log
     lease, store = Lease(job_id, attempt), JobStore(make_engine(settings.database))
-    structlog.contextvars.bind_contextvars(job_id=job_id, attempt=attempt)
+    tracing.start(settings, "worker")
     try:
         job = store.get(job_id)
         spec = JobSpec.model_validate(job.request)
         if job.commit is not None:
             spec = spec.model_copy(update={"revision": job.commit})
-        run(Attempt(lease, spec, settings, store, Reporter(store, lease, stop.is_set), job))
+        with StageSpans(lease, settings.traceparent) as spans:
+            reporter = Reporter(store, lease, stop.is_set, on_stage=spans.enter)
+            run(Attempt(lease, spec, settings, store, reporter, job))
         return ExitCode.DONE
     except StopRequested:
         log.info("stopped between two steps, as asked")
@@ -89,6 +93,8 @@ def main(job_id: str, attempt: int) -> ExitCode:
         with suppress(OSError):  # the log may be on the disk that is full
             log.exception("the attempt failed")
         return code
+    finally:
+        tracing.stop()
 
 
 def run(attempt: Attempt) -> None:

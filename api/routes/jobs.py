@@ -11,6 +11,7 @@ from api.problems import responses
 from api.schemas import JobPage, JobReply
 from api.state import Parts
 from flattengpt_core.errors import InvalidRequest
+from jobs import tracing
 from jobs.discard import discard
 from jobs.records import JobRecord
 from jobs.spec import JobSpec
@@ -122,6 +123,7 @@ def remove(job_id: str, parts: Parts, jobs: WritableJobs) -> None:
 
 def _accepted(job: JobRecord, response: Response, parts: Parts) -> JobReply:
     """Wake a worker for a new job, and say where it is."""
+    tracing.annotate({"flattengpt.job.id": job.id})
     if job.status is JobStatus.QUEUED:
         parts.announcer.announce(job.id)
     response.headers["Location"] = f"/jobs/{job.id}"

@@ -232,7 +232,7 @@ class JobLife(RuleBasedStateMachine):
     @rule()
     def release(self) -> None:
         expired = {job for job, life in self.lives.items() if life.expired}
-        assert set(self.store.release_expired(max_losses=MAX_LOSSES)) == expired
+        assert {lease.job_id for lease in self.store.release_expired(max_losses=MAX_LOSSES)} == expired
         for job in expired:
             life = self.lives[job]
             life.losses += 1

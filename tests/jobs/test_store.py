@@ -448,7 +448,7 @@ def test_a_heartbeat_extends_the_lease(store: JobStore, spec: JobSpec) -> None:
     assert store.heartbeat(lease, lease_seconds=LONG) is JobStatus.RUNNING
     assert store.release_expired(max_losses=3) == []
     store.heartbeat(lease, lease_seconds=OVER)
-    assert store.release_expired(max_losses=3) == [lease.job_id]
+    assert store.release_expired(max_losses=3) == [lease]
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -662,8 +662,8 @@ def test_the_last_death_fails_the_job_with_every_reason(store: JobStore, spec: J
     lease = taken(store, job_id)
     store.record(lease, stage="compressing")
     assert store.died(lease, reason="signal SIGKILL", max_attempts=2, peak_memory_bytes=3 * 2**29) is JobStatus.QUEUED
-    taken(store, job_id, lease_seconds=OVER)
-    assert store.release_expired(max_losses=3) == [job_id]
+    lease = taken(store, job_id, lease_seconds=OVER)
+    assert store.release_expired(max_losses=3) == [lease]
     assert store.died(taken(store, job_id), reason="exit code 7", max_attempts=2) is JobStatus.FAILED
     job = store.get(job_id)
     assert job.error is not None
@@ -680,8 +680,8 @@ def test_the_last_death_fails_the_job_with_every_reason(store: JobStore, spec: J
 def test_a_worker_that_falls_silent_counts_apart_and_up_to_a_limit_of_its_own(store: JobStore, spec: JobSpec) -> None:
     job_id = store.submit(spec).id
     for _ in range(3):
-        taken(store, job_id, lease_seconds=OVER)
-        assert store.release_expired(max_losses=4) == [job_id]
+        lease = taken(store, job_id, lease_seconds=OVER)
+        assert store.release_expired(max_losses=4) == [lease]
         assert store.get(job_id).status is JobStatus.QUEUED
     assert store.died(taken(store, job_id), reason="killed", max_attempts=2) is JobStatus.QUEUED
     taken(store, job_id, lease_seconds=OVER)
@@ -726,7 +726,7 @@ def test_an_attempt_that_ends_while_cancelling_cancels_the_job(store: JobStore, 
     elif how == "died":
         assert store.died(lease, reason="killed", max_attempts=1) is JobStatus.CANCELLED
     else:
-        assert store.release_expired(max_losses=1) == [lease.job_id]
+        assert store.release_expired(max_losses=1) == [lease]
     job = store.get(lease.job_id)
     assert (job.status, job.error, job.finished_at is None) == (JobStatus.CANCELLED, None, False)
 
@@ -738,7 +738,7 @@ def test_only_leases_that_ran_out_are_released(store: JobStore, spec: JobSpec) -
     silent, alive, queued = running(store, spec, lease_seconds=OVER), running(store, spec), store.submit(spec).id
     handed_back = running(store, spec, lease_seconds=OVER)
     store.hand_back(handed_back, reason="the worker stops")
-    assert store.release_expired(max_losses=3) == [silent.job_id]
+    assert store.release_expired(max_losses=3) == [silent]
     assert store.release_expired(max_losses=3) == []
     statuses = [store.get(job_id).status for job_id in (silent.job_id, alive.job_id, queued)]
     assert statuses == [JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.QUEUED]
@@ -750,7 +750,7 @@ def test_only_leases_that_ran_out_are_released(store: JobStore, spec: JobSpec) -
 def test_sweepers_at_once_release_once(store: JobStore, spec: JobSpec) -> None:
     ids = sorted(running(store, spec, lease_seconds=OVER).job_id for _ in range(8))
     released = at_once(*[partial(store.release_expired, max_losses=3)] * 4)
-    assert sorted(job_id for found in released for job_id in found) == ids
+    assert sorted(lease.job_id for found in released for lease in found) == ids
     assert all(types(store, job_id).count("lease_expired") == 1 for job_id in ids)
 
 

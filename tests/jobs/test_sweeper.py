@@ -98,7 +98,11 @@ def test_a_sweep_announces_the_jobs_of_silent_workers(store: JobStore, settings:
     job_id, settings = store.submit(spec).id, settings.model_copy(update={"max_losses": 3})
     for attempt in (1, 2):
         store.take(job_id, worker="w", lease_seconds=-1)
-        sweep_once(store, make_announcer(settings), settings)
+        with structlog.testing.capture_logs() as logs:
+            sweep_once(store, make_announcer(settings), settings)
+        assert [(line["event"], line["job_id"], line["attempt"]) for line in logs] == [
+            ("lease expired", job_id, attempt)
+        ]
         assert rung_ids(settings) == [job_id], attempt
     store.take(job_id, worker="w", lease_seconds=-1)
     sweep_once(store, make_announcer(settings), settings)

@@ -10,7 +10,7 @@ from datetime import datetime
 import psutil
 import pytest
 import structlog
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, select, text, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now_plus
@@ -231,6 +231,34 @@ def test_cancel_is_stronger_than_a_deaf_child(
     worker.finish()
     assert store.get(queued).status is JobStatus.CANCELLED
     wait_until(lambda: not alive(started), seconds=5, what=f"the end of {alive(started)}")
+
+
+@on_sqlite
+def test_each_line_of_an_attempt_names_it(
+    store: JobStore, settings: Settings, engine: Engine, queued: str, workers: Workers
+) -> None:
+    """Here: of one whose database is away for a while, and whose process has to be killed."""
+    bound = [structlog.contextvars.merge_contextvars]
+    with structlog.testing.capture_logs(processors=bound) as logs:
+        worker = workers(stand_in(STUBBORN), stop_grace_seconds=0.5, heartbeat_seconds=0.05).start(queued)
+        log = settings.data_dir / "logs" / f"{queued}.1.log"
+        wait_until(lambda: log.exists() and "deaf" in log.read_text(), what="the deafness")
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE job RENAME TO away"))
+        wait_until(lambda: "heartbeat failed" in [line["event"] for line in logs], what="a heartbeat without a table")
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE away RENAME TO job"))
+        store.cancel(queued)
+        worker.finish()
+    told = list(dict.fromkeys(line["event"] for line in logs))
+    assert told == [
+        "attempt started",
+        "heartbeat failed",
+        "asking the job's process to stop",
+        "killing the job's process, which did not stop in time",
+        "attempt ended",
+    ]
+    assert {(line["job_id"], line["attempt"]) for line in logs} == {(queued, 1)}
 
 
 @on_sqlite

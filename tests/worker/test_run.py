@@ -140,7 +140,9 @@ def test_a_failure_is_readable_and_its_traceback_in_the_log_alone(
     told = json.dumps([job.error, *[event.data for event in store.events(queued)]])
     assert "Traceback" not in told
     assert str(settings.data_dir) not in told
-    assert "Traceback" in log_of(settings, job)
+    [line] = [json.loads(line) for line in log_of(settings, job).splitlines() if "Traceback" in line]
+    assert (line["job_id"], line["attempt"], line["level"]) == (queued, 1, "error")
+    assert line["event"] == "the attempt failed"
 
 
 @on_sqlite
