@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve check lint format benchmark quality tables lock clean
+.PHONY: help demo test serve check lint format benchmark quality faults tables lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -42,6 +42,9 @@ benchmark: $(READY)  ## measure the main job's claims; DATA= names the folder of
 
 quality: $(READY)  ## measure what each method keeps, cell by cell; hours, and goes on where it stopped; DATA= as above
 	$(BIN)/python -m benchmarks.quality --data "$(DATA)"
+
+faults: $(READY)  ## break everything around running jobs, for about an hour, and tally what became of them
+	$(BIN)/python -m benchmarks.faults
 
 tables: $(READY)  ## put the benchmarks' tables into the README
 	$(BIN)/python -m benchmarks.render

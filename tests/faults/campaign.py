@@ -2,12 +2,12 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.faults import scenarios
-from tests.faults.deployment import Deployment
+from tests.faults.deployment import REQUEST, Deployment
 from tests.faults.invariants import check, digests
 from tests.faults.scenarios import Extent
 
@@ -28,6 +28,7 @@ SPREAD: tuple[Scenario, ...] = (
     scenarios.database_unreachable,
     scenarios.serialization_failures,
     scenarios.clocks_apart,
+    scenarios.hub_errors,
     scenarios.disk_full,
 )
 EMBEDDED: tuple[Scenario, ...] = (
@@ -41,7 +42,10 @@ EMBEDDED: tuple[Scenario, ...] = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a scenario came to. Counts: of all its jobs' attempts, and of those that did not end their job."""
+    """What a scenario came to. Counts: of all its jobs' attempts, and of those that did not end their job.
+
+    not_run: why this machine cannot show it. failed: what did not hold.
+    """
 
     scenario: str
     what: str
@@ -53,15 +57,16 @@ class Outcome:
     died: int = 0
     lease_expired: int = 0
     not_run: str | None = None
+    failed: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The outcome as JSON."""
         return asdict(self)
 
 
-def undisturbed(service: Deployment) -> dict[str, str]:
+def undisturbed(service: Deployment, request: Mapping[str, Any] = REQUEST) -> dict[str, str]:
     """SHA-256 by file of what a job gives when nothing happens to it."""
-    (job,) = service.wait_for_end(service.submit())
+    (job,) = service.wait_for_end(service.submit(**request))
     check(service.store, service.artifacts, [job.id], reference=None)
     return digests(service.artifacts, job)
 

@@ -1,33 +1,29 @@
 """A running service of each kind, for all tests of a file."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from tests.faults.campaign import undisturbed
 from tests.faults.deployment import Deployment, Embedded, Spread
+from tests.hub_server import running_hub
 
 
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spread]:
     """Two workers on PostgreSQL and Redis."""
-    service = Spread(tmp_path_factory.mktemp("spread"))
-    try:
+    with running_hub() as hub, closing(Spread(tmp_path_factory.mktemp("spread"), hub)) as service:
         service.start(workers=2)
         yield service
-    finally:
-        service.close()
 
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """One process tree on SQLite."""
-    service = Embedded(tmp_path_factory.mktemp("embedded"))
-    try:
+    with closing(Embedded(tmp_path_factory.mktemp("embedded"))) as service:
         service.start()
         yield service
-    finally:
-        service.close()
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from jobs.records import JobRecord
 from jobs.settings import Settings
 from jobs.store import JobStore
 from tests.faults.servers import Broker, Database
+from tests.hub.state import WRITE_TOKEN, Hub
 from tests.processes import wait_until
 from tests.tiny_models import tiny_checkpoint
 
@@ -133,16 +134,19 @@ class Tree:
 class Deployment(ABC):
     """A running service with a small model in its folder.
 
+    layers: the model's.
     environment: what its processes get beside their settings.
     """
 
     kind: str
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str] | None = None, *, layers: int = 6, **settings: Any
+    ) -> None:
         self.folder = folder
         self.settings = Settings(data_dir=folder / "data", **(TIMES | settings))
         self.environment = dict(environment or {}) | as_environment(self.settings)
-        tiny_checkpoint(self.settings.models_dir / "tiny")
+        tiny_checkpoint(self.settings.models_dir / "tiny", num_hidden_layers=layers)
         engine = make_engine(self.settings.database)
         upgrade(engine)
         self.store = JobStore(engine)
@@ -196,15 +200,25 @@ class Deployment(ABC):
 class Spread(Deployment):
     """API, sweeper and workers, on PostgreSQL and Redis servers of their own.
 
+    hub: where they publish.
     worker_command: what runs a worker, in place of `flattengpt worker`.
     """
 
     kind = "postgresql + redis"
 
-    def __init__(self, folder: Path, *, worker_command: Sequence[str] = (*FLATTENGPT, "worker"), **how: Any) -> None:
+    def __init__(
+        self, folder: Path, hub: Hub, *, worker_command: Sequence[str] = (*FLATTENGPT, "worker"), **settings: Any
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.hub = hub
         self.database, self.broker = Database(), Broker(folder / "redis")
-        super().__init__(folder, database_url=self.database.url, broker_url=self.broker.url, **how)
+        super().__init__(
+            folder,
+            {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": WRITE_TOKEN, "HF_HUB_DISABLE_XET": "1"},
+            database_url=self.database.url,
+            broker_url=self.broker.url,
+            **settings,
+        )
         self._worker_command = worker_command
         self._url = ""
         self.workers: list[Tree] = []

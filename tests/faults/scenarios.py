@@ -22,6 +22,7 @@ from jobs.broker import make_announcer
 from jobs.states import JobStatus
 from tests.faults.deployment import REQUEST, Deployment, Embedded, Spread, Tree
 from tests.faults.invariants import check
+from tests.hub.state import Break
 from tests.processes import wait_until
 
 
@@ -269,6 +270,30 @@ def full_disk(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def hub_errors(service: Spread, extent: Extent, rng: random.Random) -> list[str]:
+    """The Hub refuses, is busy, breaks or cuts the connection: what can succeed does, and nothing made is lost."""
+    ids = []
+    for refused in (401, 403, 404, 409):
+        service.hub.faults.clear()
+        service.hub.fail("POST /api/repos/create", refused)
+        (job_id,) = service.submit(publish={"repo_id": f"acme/refused-{refused}"})
+        (job,) = service.wait_for_end([job_id])
+        check(service.store, service.artifacts, [job_id], reference=None, status=JobStatus.FAILED)
+        assert job.error is not None
+        assert job.error["code"].startswith("publish_"), job.error
+        assert job.artifacts, "the result is lost"
+    for name, status in (("busy", 429), ("broken", 500), ("away", 503), ("cut", Break.CUT)):
+        service.hub.faults.clear()
+        service.hub.fail("POST /api/models/acme/.*/commit", status, times=1, Retry_After="1")
+        (job_id,) = service.submit(publish={"repo_id": f"acme/{name}"})
+        service.wait_for_end([job_id])
+        commits = service.hub.repositories[f"acme/{name}"].commits
+        assert sum(job_id in commit.title for commit in commits) == 1, f"{len(commits)} commits"
+        ids.append(job_id)
+    service.hub.faults.clear()
+    return ids
 
 
 # SQLite and the embedded queue
