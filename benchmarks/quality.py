@@ -33,6 +33,7 @@ from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model, rep
 from flattengpt_core.options import Recovery
 from flattengpt_core.progress import Silent
 from flattengpt_core.recovery.folder import RecoveryFolder, Task
+from flattengpt_core.recovery.precision import refuse_emulated
 from flattengpt_core.recovery.run import recover, trained_weights
 from flattengpt_core.retention import Answers, accuracies, retention
 from flattengpt_core.tasks import load_tasks
@@ -148,6 +149,8 @@ class Bench:
             groups = groups_to_merge(self.source, folds, layers=row.layers, device=CPU)
             return unpruned_model(self.source, groups, device=CPU), 0.0
         method = "flattengpt" if row.method == RECOVERED else row.method
+        if row.method == RECOVERED:
+            refuse_emulated(RECOVERY, CPU)
         folder, done, seconds = self._compressed(method, row.layers, folds)
         if row.method != RECOVERED:
             return load_model(folder, device=CPU, dtype=torch.float32), seconds

@@ -34,6 +34,7 @@ from flattengpt_core.reading import reading
 from flattengpt_core.recovery.curve import draw_curve
 from flattengpt_core.recovery.folder import Recovered, Task
 from flattengpt_core.recovery.launch import recover_launched
+from flattengpt_core.recovery.precision import refuse_emulated
 from flattengpt_core.recovery.run import recover, trained_weights
 from flattengpt_core.tasks import load_tasks
 from flattengpt_core.texts import refuse_reported_calibration
@@ -83,6 +84,8 @@ def compress(
     """
     refuse_reported_calibration(calibration.dataset, evaluation.perplexity)
     where = pick_device(device)
+    if accelerate_config is None:  # which says by itself where it trains
+        refuse_emulated(recovery, where)
     torch.manual_seed(calibration.seed)
     with scratch_beside(out) as aside:
         progress.stage("loading")
