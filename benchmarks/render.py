@@ -90,12 +90,44 @@ def bars(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def faults(found: dict[str, Any]) -> str:
+    """What was broken, and what became of the jobs."""
+    lines = [
+        "| what happens | on | jobs | attempts | handed back | died | lease lost | held |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in found["scenarios"]:
+        held = (
+            f"not run: {row['not_run']}" if row["not_run"] else f"**no**: {row['failed']}" if row["failed"] else "yes"
+        )
+        counts = " | ".join(str(row[name]) for name in ("jobs", "attempts", "handed_back", "died", "lease_expired"))
+        lines.append(f"| {row['what'].rstrip('.')} | {row['deployment'].split()[0]} | {counts} | {held} |")
+    return "\n".join(lines)
+
+
+def loads(found: dict[str, Any]) -> str:
+    """How the service answered under load."""
+    lines = [
+        "| jobs | of what | clients | workers | kills | attempts | jobs/s | submit p50 / p99 | poll p50 / p99 |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["loads"].values():
+        times = " | ".join(f"{row[kind]['p50_ms']:.0f} / {row[kind]['p99_ms']:.0f} ms" for kind in ("submit", "poll"))
+        lines.append(
+            f"| {row['jobs']} | {row['job']} | {row['clients']} | {row['workers']} | {row['kills']} | "
+            f"{row['attempts']} | {row['jobs_per_second']:.2f} | {times} |"
+        )
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "main_job": ("main_job.json", main_job),
     "quality": ("quality.json", quality),
     "bars": ("quality.json", bars),
+    "faults": ("faults.json", faults),
+    "loads": ("faults.json", loads),
 }
-PAGES = {"README.md": ["main_job", "quality"], "docs/research.md": ["bars"]}
+PAGES = {"README.md": ["main_job", "quality"], "docs/research.md": ["bars"], "docs/reliability.md": ["faults", "loads"]}
 """The pages, and which tables each shows."""
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import stamina
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from psycopg.errors import IdleInTransactionSessionTimeout
+from sqlalchemy import Engine, ExceptionContext, create_engine, event, make_url, text
+from sqlalchemy.exc import OperationalError
 
 _POSTGRESQL = {
     "connect_timeout": 10,
@@ -34,7 +36,9 @@ def make_engine(url: str) -> Engine:
     if parsed.get_backend_name() != "sqlite":
         # What the URL itself says wins.
         arguments = {name: value for name, value in _POSTGRESQL.items() if name not in parsed.query}
-        return create_engine(parsed, connect_args=arguments, pool_pre_ping=True, pool_size=10, max_overflow=30)
+        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=True, pool_size=10, max_overflow=30)
+        event.listen(engine, "handle_error", _as_lost_connection)
+        return engine
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
@@ -72,6 +76,17 @@ def upgrade(engine: Engine) -> None:
         config = alembic_config(engine)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _as_lost_connection(context: ExceptionContext) -> Exception | None:
+    """What PostgreSQL says to a process that went on after its transaction had been ended for it.
+
+    The driver calls it an internal error; it is a connection that was lost, so that the write is tried again.
+    """
+    if not isinstance(context.original_exception, IdleInTransactionSessionTimeout):
+        return None
+    context.is_disconnect = True
+    return OperationalError(context.statement, None, context.original_exception, connection_invalidated=True)
 
 
 def _busy(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import Engine
 
 from jobs.database import make_engine, upgrade
@@ -13,6 +14,10 @@ from jobs.store import JobStore
 from tests.servers import postgres_server, postgres_url, redis_server, redis_url
 
 __all__ = ["postgres_server", "postgres_url", "redis_server", "redis_url"]
+
+
+# A service in a thread of the tests must not write into what a command prints: structlog's own default is stdout.
+structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,7 +27,7 @@ from flattengpt_core.options import Calibration, Evaluation, Recovery
 from jobs import tracing
 from jobs.artifacts import Artifact, ArtifactStore, as_json
 from jobs.database import make_engine
-from jobs.errors import LeaseLost
+from jobs.errors import LeaseLost, NotEnoughDisk
 from jobs.logs import configure_logs
 from jobs.records import Event, JobRecord, Lease
 from jobs.settings import Settings
@@ -234,9 +234,7 @@ def _described(error: Exception) -> dict[str, Any]:
     if isinstance(error, FlattenGPTError):
         return error.as_dict()
     if _is_full_disk(error):
-        return FlattenGPTError(
-            "The worker's disk is full: make room for its data folder, then submit the job again."
-        ).as_dict()
+        return NotEnoughDisk("The worker's disk is full: make room for its data folder, then retry the job.").as_dict()
     if isinstance(error, OSError) and error.errno is not None:
         return FlattenGPTError(f"The worker's machine refused: {error.strerror} ({error.filename}).").as_dict()
     return FlattenGPTError(

@@ -257,7 +257,7 @@ def test_submit_watch_show_list_and_download(url: str, spec_file: Path, tmp_path
 
 def test_submit_with_watch_ends_with_the_jobs_own_error(url: str, spec_file: Path, data_dir: Path) -> None:
     """More windows than the text has is found out by the worker, not at submission."""
-    options = ["--sequence-length", "32768", "--samples", "4096", "--watch"]
+    options = ["--sequence-length", "2048", "--samples", "4096", "--watch"]
     done = run("submit", str(spec_file), *options, url=url)
     assert done.exit_code == 1
     assert "python-docs" in done.stderr.splitlines()[-1]

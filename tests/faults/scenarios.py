@@ -256,6 +256,7 @@ def disk_full(service: Deployment, extent: Extent, rng: random.Random) -> list[s
             assert "disk" in job.error["message"], job.error
         with service.client() as client:
             ids.append(client.retry(job_id).id)
+        service.wait_for_end(ids)
     return ids
 
 

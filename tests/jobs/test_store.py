@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, Row, event, select, text, update
+from sqlalchemy.exc import OperationalError
 
 from jobs.clock import now_plus
 from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, LeaseLost, QueueFull, QuotaExceeded, TooManyJobs
@@ -802,9 +803,12 @@ def test_a_process_that_stops_in_mid_write_keeps_no_locks(engine: Engine, store:
         stopped.rollback()
         stopped.execute(text("SET idle_in_transaction_session_timeout = '200ms'"))
         stopped.commit()
-        stopped.execute(update(Job).where(Job.id == lease.job_id).values(progress=0.5))
-        assert store.release_expired(max_losses=3) == [lease.job_id]
-        stopped.invalidate()
+        write = update(Job).where(Job.id == lease.job_id).values(progress=0.5)
+        stopped.execute(write)
+        assert [released.job_id for released in store.release_expired(max_losses=3)] == [lease.job_id]
+        with pytest.raises(OperationalError) as late:  # what is patient with a lost connection tries again
+            stopped.execute(write)
+        assert late.value.connection_invalidated
     assert store.get(lease.job_id).progress == 0
 
 

@@ -113,7 +113,10 @@ def test_a_cancelled_job_stops_at_the_next_write(store: JobStore, lease: Lease) 
             call()
 
 
-def test_a_look_sees_that_the_job_is_to_be_cancelled_and_writes_nothing(store: JobStore, lease: Lease) -> None:
+def test_a_look_sees_that_the_job_is_to_be_cancelled_and_writes_nothing(
+    store: JobStore, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.reporter.LOOK_SECONDS", 60.0)
     report = reporter(store, lease)
     report.look()
     store.cancel(lease.job_id)
