@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import structlog
 from celery import Celery
 
+from jobs import folder_queue
 from jobs.settings import Settings
 
 TASK = "worker.compress"
@@ -69,7 +70,7 @@ def make_celery(settings: Settings) -> Celery:
     Messages are acknowledged on receipt, one at a time, and have no result: leases in the database, not the
     broker, say who owns a job, so no visibility timeout matters.
     """
-    app = Celery("flattengpt", broker=settings.broker_url or "filesystem://")
+    app = Celery("flattengpt", broker=settings.broker_url or f"{folder_queue.SCHEME}://")
     app.conf.update(
         accept_content=["json"],
         broker_connection_retry_on_startup=True,

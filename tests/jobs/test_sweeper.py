@@ -4,7 +4,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,6 +110,17 @@ def test_a_sweep_announces_the_jobs_of_silent_workers(store: JobStore, settings:
     sweep_once(store, make_announcer(settings), settings)
     assert rung_ids(settings) == []
     assert store.get(job_id).status is JobStatus.FAILED
+
+
+def test_a_message_of_folders_is_never_read_before_it_is_written(tmp_path: Path) -> None:
+    settings, read = Settings(broker_url="", data_dir=tmp_path), []
+    with ThreadPoolExecutor(2) as pool:
+        announcer = make_announcer(settings)
+        writing = [pool.submit(announcer.announce, f"job {number}") for number in range(300)]
+        while not all(one.done() for one in writing):
+            read += rung_ids(settings)
+    read += rung_ids(settings)
+    assert sorted(read) == sorted(f"job {number}" for number in range(300))
 
 
 def test_what_no_worker_hears_does_not_pile_up(
