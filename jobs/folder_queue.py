@@ -18,11 +18,11 @@ SCHEME = "folders"
 class Channel(filesystem.Channel):
     """As kombu's, but for how a message is written."""
 
-    def _put(self, queue: str, message: Any, **_: Any) -> None:
+    def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override]  # as kombu overrides it itself
         name = f"{round(time.monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
         folder = Path(self.data_folder_out)
         aside = folder / f"{name}.partial"  # which no reader takes for a message
-        aside.write_text(dumps(message), encoding="utf-8")  # type: ignore[no-untyped-call]
+        aside.write_text(dumps(payload), encoding="utf-8")  # type: ignore[no-untyped-call]
         os.replace(aside, folder / name)
 
 
