@@ -111,6 +111,8 @@ def loads(found: dict[str, Any]) -> str:
         "| jobs | of what | clients | workers | kills | attempts | jobs/s | submit p50 / p99 | poll p50 / p99 |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    if not found["loads"]:
+        lines.append("| | not run yet | | | | | | | |")
     for row in found["loads"].values():
         times = " | ".join(f"{row[kind]['p50_ms']:.0f} / {row[kind]['p99_ms']:.0f} ms" for kind in ("submit", "poll"))
         lines.append(
