@@ -9,11 +9,10 @@ import argparse
 import dataclasses
 import json
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib import pyplot
@@ -44,28 +43,24 @@ LOADS: Mapping[str, dict[str, Any]] = {
 }
 
 
+def _folder() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="flattengpt-faults-", ignore_cleanup_errors=True)
+
+
 @contextmanager
 def spread(**how: Any) -> Iterator[Spread]:
     """A service on PostgreSQL and Redis, and a local Hub."""
-    folder = Path(tempfile.mkdtemp(prefix="flattengpt-faults-"))
-    try:
-        with running_hub() as hub, closing(Spread(folder, hub, **how)) as service:
-            service.start(workers=WORKERS)
-            yield service
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _folder() as folder, running_hub() as hub, closing(Spread(Path(folder), hub, **how)) as service:
+        service.start(workers=WORKERS)
+        yield service
 
 
 @contextmanager
 def embedded() -> Iterator[Embedded]:
     """A service on SQLite with the embedded queue."""
-    folder = Path(tempfile.mkdtemp(prefix="flattengpt-faults-"))
-    try:
-        with closing(Embedded(folder)) as service:
-            service.start()
-            yield service
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _folder() as folder, closing(Embedded(Path(folder))) as service:
+        service.start()
+        yield service
 
 
 def scenario(what: Scenario, start: Callable[[], Any], seed: int) -> Outcome:

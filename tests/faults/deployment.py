@@ -102,14 +102,20 @@ class Tree:
         self._popen.wait(30)
         self._close()
 
-    def kill_child(self) -> bool:
-        """kill -9 of the running job's own process, as by the kernel when memory runs out; whether there was one."""
+    def job_process(self) -> psutil.Process | None:
+        """The process of the job that runs, if one does."""
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 if "worker.run" in process.cmdline():
-                    process.kill()
-                    return True
-        return False
+                    return process
+        return None
+
+    def kill_child(self) -> None:
+        """kill -9 of the running job's own process, if there is one, as by the kernel when memory runs out."""
+        process = self.job_process()
+        if process is not None:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def stop(self, seconds: float = 60) -> None:
         """SIGTERM, as an operator stops it; fails if that takes longer."""

@@ -13,14 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from sqlalchemy import create_engine, text
 
 from cli.errors import ServiceRefused, ServiceUnreachable
 from flattengpt_core.progress import STAGES
 from jobs.broker import make_announcer
 from jobs.states import JobStatus
-from tests.faults.deployment import REQUEST, Deployment, Embedded, Spread, Tree
+from tests.faults.deployment import REQUEST, Deployment, Embedded, Spread
 from tests.faults.invariants import check
 from tests.hub.state import Break
 from tests.processes import wait_until
@@ -193,13 +192,13 @@ def worker_stopped_past_its_lease(service: Spread, extent: Extent, rng: random.R
     """A worker hangs until another one has run its job, then goes on: what it writes late is refused."""
     (job_id,) = service.submit()
     service.wait_for_stage(job_id, "calibrating")
-    hanging = next(index for index, worker in enumerate(service.workers) if _works(worker))
+    hanging = next(index for index, worker in enumerate(service.workers) if worker.job_process())
     service.workers[hanging].freeze()
     other = 1 - hanging
     (job,) = service.wait_for_end([job_id])
     before = service.store.events(job_id)
     service.workers[hanging].thaw()
-    wait_until(lambda: not _works(service.workers[hanging]), what="the end of the late attempt")
+    wait_until(lambda: not service.workers[hanging].job_process(), what="the end of the late attempt")
     assert service.store.get(job_id) == job, "a late write was taken"
     assert service.store.events(job_id) == before
     assert job.attempt == 2, f"worker {other} did not take over"
@@ -361,12 +360,3 @@ def _submit_patiently(service: Deployment, key: str | None = None) -> str:
             return client.submit(REQUEST, idempotency_key=key).id
         assert time.monotonic() < deadline, "the service does not come back"
         time.sleep(0.2)
-
-
-def _works(worker: Tree) -> bool:
-    """Whether a job's process runs."""
-    for process in worker.processes():
-        with suppress(psutil.NoSuchProcess):
-            if "worker.run" in process.cmdline():
-                return True
-    return False

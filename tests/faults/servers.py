@@ -55,12 +55,8 @@ class Database:
     def frozen(self) -> Iterator[None]:
         """Unreachable: connections stay and new ones are made, but nothing answers."""
         postmaster = psutil.Process(self._server.get_pid())
-        processes = [postmaster, *postmaster.children(recursive=True)]
-        _signal(processes, signal.SIGSTOP)
-        try:
+        with _stopped([postmaster, *postmaster.children(recursive=True)]):
             yield
-        finally:
-            _signal(processes, signal.SIGCONT)
 
     def close(self) -> None:
         """Stop the server and remove its files."""
@@ -106,16 +102,22 @@ class Broker:
         """Unreachable: connections are made, but nothing answers."""
         process = [connection.pid for connection in psutil.net_connections("tcp") if connection.status == "LISTEN"
                    and connection.laddr.port == self._port]  # fmt: skip
-        processes = [psutil.Process(pid) for pid in process if pid is not None]
-        _signal(processes, signal.SIGSTOP)
-        try:
+        with _stopped([psutil.Process(pid) for pid in process if pid is not None]):
             yield
-        finally:
-            _signal(processes, signal.SIGCONT)
 
     def close(self) -> None:
         """Stop the server."""
         self._server.terminate()
+
+
+@contextmanager
+def _stopped(processes: list[psutil.Process]) -> Iterator[None]:
+    """SIGSTOP to them all, and SIGCONT at the end."""
+    _signal(processes, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(processes, signal.SIGCONT)
 
 
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
