@@ -33,6 +33,10 @@ class Artifact:
         return asdict(self)
 
 
+class NotRemoved(OSError):
+    """The artifact store answers, but keeps what was to be removed."""
+
+
 class ArtifactStore:
     """Job results under one fsspec URL."""
 
@@ -78,9 +82,16 @@ class ArtifactStore:
         return cast("IO[bytes]", self._files.open(self._existing(job_id, path), "rb"))
 
     def delete(self, job_id: str) -> None:
-        """Remove all of the job's artifacts, if there are any."""
-        self._remove(self._path(job_id))
-        self._remove(self._path(f"{job_id}.partial"))
+        """Remove all of the job's artifacts, if there are any, also half stored ones.
+
+        Raises NotRemoved if some are still there, and what the store's client raises if it does not answer.
+        """
+        for name in (job_id, f"{job_id}.partial"):
+            self._remove(self._path(name))
+        if self.holds(job_id):
+            raise NotRemoved(
+                f"Artifacts of job {job_id} cannot be removed from the artifact store: look at its rights."
+            )
 
     def holds(self, job_id: str) -> bool:
         """Whether there is any file of the job, also of one that was half stored."""

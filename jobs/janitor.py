@@ -6,7 +6,7 @@ Safe to run in several places at once.
 
 import structlog
 
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import ArtifactStore, NotRemoved
 from jobs.settings import Settings
 from jobs.store import JobStore
 
@@ -22,16 +22,12 @@ def remove_old_artifacts(store: JobStore, settings: Settings) -> None:
     old = store.with_old_artifacts(days=days, limit=BATCH) if days else []
     for job_id in old:
         try:
-            gone = _removed(ArtifactStore(settings.artifacts), job_id)
+            ArtifactStore(settings.artifacts).delete(job_id)
+        except NotRemoved as error:
+            log.warning("artifacts cannot be removed", job_id=job_id, error=str(error))
         except Exception as error:  # each store's client has errors of its own
             log.warning("the artifact store does not answer", job_id=job_id, error=type(error).__name__)
             return
-        if not gone:
-            log.warning("artifacts cannot be removed", job_id=job_id)
-        elif store.artifacts_removed(job_id, kept_days=days):
-            log.info("artifacts removed", job_id=job_id)
-
-
-def _removed(artifacts: ArtifactStore, job_id: str) -> bool:
-    artifacts.delete(job_id)
-    return not artifacts.holds(job_id)
+        else:
+            if store.artifacts_removed(job_id, kept_days=days):
+                log.info("artifacts removed", job_id=job_id)
