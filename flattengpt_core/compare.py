@@ -25,11 +25,12 @@ from transformers import PreTrainedModel
 
 from flattengpt_core.calibration import TextWindows, evaluation_windows
 from flattengpt_core.compress import compress_layers, groups_to_merge
+from flattengpt_core.device import peak_memory_bytes, pick_device
 from flattengpt_core.evaluate import compare_speed, conventions, perplexity
 from flattengpt_core.methods import UNPRUNED
 from flattengpt_core.models import Checkpoint, CheckpointWriter, load_model
 from flattengpt_core.options import Calibration, Evaluation
-from flattengpt_core.pipeline import checkpoint_folder, peak_memory_bytes, pick_device
+from flattengpt_core.pipeline import checkpoint_folder
 from flattengpt_core.progress import Progress, Silent
 from flattengpt_core.report import comparison_page
 from flattengpt_core.retention import Answers, retention
@@ -91,6 +92,7 @@ def compare(
     """
     for calibration in calibrations:
         refuse_reported_calibration(calibration.dataset, evaluation.perplexity)
+    where = pick_device(device)
     request = _identity(model, name, methods, layers, calibrations, evaluation, device)
     with unfinished_beside(out, request, worth=2) as kept:
         progress.stage("loading")
@@ -107,7 +109,7 @@ def compare(
         if len(kept):
             progress.event("resumed", rows=len(kept))
         progress.stage("comparing")
-        table = _Table(source, texts, tasks, evaluation, pick_device(device), kept)
+        table = _Table(source, texts, tasks, evaluation, where, kept)
         rows = [table.dense_row()]
         for done, cell in enumerate(cells):
             progress.step(done, len(cells))

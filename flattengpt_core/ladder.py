@@ -12,11 +12,12 @@ import torch
 
 from flattengpt_core.calibration import TextWindows, evaluation_windows
 from flattengpt_core.compress import compress_sizes
+from flattengpt_core.device import pick_device
 from flattengpt_core.evaluate import measure
 from flattengpt_core.manifest import scratch_beside
 from flattengpt_core.models import Checkpoint, CheckpointWriter
 from flattengpt_core.options import Calibration, Evaluation
-from flattengpt_core.pipeline import checkpoint_folder, pick_device
+from flattengpt_core.pipeline import checkpoint_folder
 from flattengpt_core.progress import Progress
 from flattengpt_core.tasks import load_tasks
 from flattengpt_core.texts import refuse_reported_calibration

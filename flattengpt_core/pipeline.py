@@ -5,7 +5,6 @@ The result folder appears under its final name only when it is complete.
 
 import json
 import os
-import resource
 import shutil
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from flattengpt_core.calibration import TextWindows, evaluation_windows
 from flattengpt_core.card import card
 from flattengpt_core.compress import cheapest_groups, compress_layers
 from flattengpt_core.compressed import Compressed
+from flattengpt_core.device import peak_memory_bytes, pick_device
 from flattengpt_core.evaluate import measure
 from flattengpt_core.manifest import move_into_place, scratch_beside, write_manifest
 from flattengpt_core.models import Checkpoint, CheckpointWriter, replace_weights
@@ -240,20 +240,6 @@ def diagnose(
         figures.draw(found, groups, name, result)
         move_into_place(result, out)
     return report
-
-
-def pick_device(device: str) -> torch.device:
-    """The torch device called `device`; `auto` is a GPU if torch sees one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory the run has held so far: on the GPU if it runs there, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def checkpoint_folder(model: Path, folder: Path) -> Path:

@@ -58,6 +58,7 @@ def test_help_needs_no_torch() -> None:
         (["--out", "{tmp}/out", "--layers", "3", "--recovery", "lora", "--recovery-train", "full"], "recovery"),
         (["--out", "{tmp}/out", "--layers", "3", "--accelerate-config", "{tmp}/absent.yaml"], "does not exist"),
         (["--out", "{tmp}/out", "--layers", "3", "--samples", "0"], "calibration.samples"),
+        (["--out", "{tmp}/out", "--layers", "3", "--device", "gpu"], "device: The device 'gpu' cannot be used"),
         (["--out", "{tmp}", "--layers", "3"], "exists already"),
         (["--layers", "3"], "--out"),
     ],
