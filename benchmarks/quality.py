@@ -49,7 +49,7 @@ TASKS = ("piqa", "winogrande", "hellaswag_val_first1000", "arc_easy_test", "arc_
 TASK_ITEMS = 300
 PEERS = ("shortgpt", "sleb", "laco", "replaceme", "come", "fcm")
 RECOVERED = "flattengpt + distill"
-RECOVERY = Recovery(method="distill", steps=700, learning_rate=5e-4, rank=32, batch_tokens=1024, precision="float32")
+RECOVERY = Recovery(method="distill", steps=550, learning_rate=5e-4, rank=32, batch_tokens=1024, precision="float32")
 RECOVERY_SHARES = {"wikitext2": 800, "alpaca": 1200}
 SHARED_SOURCES = ("calibration", "decoder", "language_head", "regression", "similarity")
 MERGING_SOURCES = ("divergence", "flatten", "grouping", "inner", "merge", "prune", "walk")
