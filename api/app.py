@@ -8,11 +8,15 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry.trace import TracerProvider
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from api import problems
 from api.body_limit import BodyLimit
+from api.compression import CompressedDocuments
 from api.host_guard import HostGuard
+from api.news import NewsDesk
+from api.rate_limit import RateLimit, RateLimitHeaders
 from api.request_log import RequestLog
 from api.routes import artifacts, events, jobs, metrics, service
 from api.state import State
@@ -30,6 +34,13 @@ with the evidence of what it cost in quality. Errors are `application/problem+js
 """
 
 
+_CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+    "allow_headers": ["*"],
+    "expose_headers": ["ETag", "Location", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID"],
+}
+"""No cookies: a page has to hold a key of its own."""
+
 _PROBES = {"/healthz", "/readyz", "/metrics"}
 """Asked every few seconds by machines, and in no trace."""
 
@@ -43,7 +54,12 @@ class _Application(FastAPI):
 def create_app(settings: Settings) -> FastAPI:
     """The application for these settings."""
     engine = make_engine(settings.database)
-    store = JobStore(engine, max_queued=settings.max_queued_jobs, max_per_owner=settings.max_jobs_per_key)
+    store = JobStore(
+        engine,
+        max_queued=settings.max_queued_jobs,
+        max_per_owner=settings.max_jobs_per_key,
+        idempotency_seconds=settings.idempotency_hours * 3600,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -61,13 +77,23 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_telemetry(tracing.start(settings, "api")),
     )
     app.state.parts = State(
-        settings, store, KeyStore(engine), ArtifactStore(settings.artifacts), make_announcer(settings)
+        settings,
+        store,
+        KeyStore(engine),
+        ArtifactStore(settings.artifacts),
+        make_announcer(settings),
+        NewsDesk(store),
+        RateLimit(settings),
     )
     problems.install(app)
     if settings.auth == "none":
         # The loopback address is the only guard then: a page in a browser must not get past it by DNS rebinding.
         app.add_middleware(HostGuard)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(CompressedDocuments)
+    app.add_middleware(RateLimitHeaders)
+    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, **_CORS)
     for module in (jobs, events, artifacts, service, metrics):
         app.include_router(module.router)
     _describe_problems(app)

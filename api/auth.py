@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Security
+from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from starlette.exceptions import HTTPException
 
@@ -20,6 +20,7 @@ _bearer = HTTPBearer(
 
 
 def api_key(
+    request: Request,
     parts: Parts,
     needed: SecurityScopes,
     given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -28,6 +29,7 @@ def api_key(
 
     Raises:
         HTTPException: 401 without a key or with one that may not be used, whatever the reason; 403 without the scope.
+        TooManyRequests: the key has asked too often.
     """
     if parts.settings.auth == "none":
         return None
@@ -37,6 +39,7 @@ def api_key(
     if key is None:
         challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
         raise HTTPException(401, "The API key is not valid: it is wrong, expired or revoked.", challenge)
+    parts.rate_limit.count(request, key.id)
     for scope in needed.scopes:
         if not key.may(scope):
             challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}

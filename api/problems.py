@@ -13,7 +13,7 @@ from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError,
 from starlette.exceptions import HTTPException
 
 from flattengpt_core.errors import FlattenGPTError
-from jobs.errors import NotReady, TooManyJobs
+from jobs.errors import NotReady, TooMany
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -71,7 +71,7 @@ def install(app: FastAPI) -> None:
     def known(request: Request, error: FlattenGPTError) -> JSONResponse:
         errors = [FieldError(field=error.field, message=error.message)] if error.field else []
         detail = f"{error.field}: {error.message}" if error.field else error.message
-        headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, TooManyJobs) else None
+        headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, TooMany) else None
         return _answer(
             request, error.status, error.code, error.title, detail, errors, retryable=error.retryable, headers=headers
         )

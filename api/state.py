@@ -5,6 +5,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.news import NewsDesk
+from api.rate_limit import RateLimit
 from jobs.artifacts import ArtifactStore
 from jobs.broker import CeleryAnnouncer
 from jobs.keys import KeyStore
@@ -21,6 +23,8 @@ class State:
     keys: KeyStore
     artifacts: ArtifactStore
     announcer: CeleryAnnouncer
+    news: NewsDesk
+    rate_limit: RateLimit
 
 
 def _state(request: Request) -> State:

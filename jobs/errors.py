@@ -1,7 +1,5 @@
 """The errors of a job's life, in the one hierarchy of `flattengpt_core.errors`."""
 
-from typing import ClassVar
-
 from flattengpt_core.errors import FlattenGPTError
 
 
@@ -35,12 +33,24 @@ class IdempotencyMismatch(FlattenGPTError):
     title = "This Idempotency-Key was used with another request"
 
 
-class TooManyJobs(FlattenGPTError):
-    """There is no room for another job; it may be asked for again after `retry_after_seconds`."""
+class TooMany(FlattenGPTError):
+    """The client has asked for too much; it may ask again after `retry_after_seconds`."""
 
     status = 429
     retryable = True
-    retry_after_seconds: ClassVar[int] = 30
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 30) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooManyRequests(TooMany):
+    code = "too_many_requests"
+    title = "The key has asked too often"
+
+
+class TooManyJobs(TooMany):
+    """There is no room for another job."""
 
 
 class QueueFull(TooManyJobs):

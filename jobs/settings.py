@@ -31,6 +31,13 @@ class Settings(BaseSettings):
     hub_timeout_seconds: float = Field(default=60, gt=0, description="a Hub silent for so long is asked anew")
     max_body_bytes: int = Field(default=1_000_000, gt=0, description="largest request body")
     max_queued_jobs: int = Field(default=10_000, ge=1, description="while so many jobs are queued, no other is taken")
+    rate_limit: Annotated[str, Field(pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$")] = Field(
+        default="1200/minute", description="requests of one API key, as NUMBER/minute; empty: no limit"
+    )
+    idempotency_hours: float = Field(default=24, gt=0, description="how long an Idempotency-Key is known")
+    cors_origins: str = Field(
+        default="", description="origins whose pages may call the API, comma-separated; none if empty"
+    )
     max_jobs_per_key: int = Field(default=1000, ge=1, description="jobs of one API key that have not ended")
     max_run_seconds: float = Field(default=0, ge=0, description="the longest that an attempt may run; 0: no limit")
     min_free_disk_bytes: int = Field(default=2_000_000_000, ge=0, description="a worker with less free takes no job")

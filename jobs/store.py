@@ -7,6 +7,7 @@ of brokers or processes.
 
 import copy
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import stamina
@@ -33,12 +34,21 @@ class JobStore:
     Args:
         max_queued: while so many jobs are queued, clients can add no other.
         max_per_owner: so many jobs of one owner may not have ended yet.
+        idempotency_seconds: how long after a job was made its idempotency key leads to it.
     """
 
-    def __init__(self, engine: Engine, *, max_queued: int | None = None, max_per_owner: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_queued: int | None = None,
+        max_per_owner: int | None = None,
+        idempotency_seconds: float = 86_400,
+    ) -> None:
         self._write = sessionmaker(engine, expire_on_commit=False)
         self._read = sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
         self._max_queued, self._max_per_owner = max_queued, max_per_owner
+        self._idempotency_seconds = idempotency_seconds
         self._owner = ""
         self._seen: tuple[ColumnElement[bool], ...] = ()
 
@@ -120,6 +130,9 @@ class JobStore:
         status: JobStatus | None = None,
         label: tuple[str, str] | None = None,
         model: str | None = None,
+        method: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         before: str | None = None,
         limit: int = 50,
     ) -> Page:
@@ -129,6 +142,12 @@ class JobStore:
             query = query.where(Job.status == status)
         if model is not None:
             query = query.where(Job.model == model)
+        if method is not None:
+            query = query.where(Job.method == method)
+        if created_after is not None:
+            query = query.where(Job.created_at > created_after)
+        if created_before is not None:
+            query = query.where(Job.created_at < created_before)
         if label is not None:
             query = query.where(Job.labels[label[0]].as_string() == label[1])
         if before is not None:
@@ -419,6 +438,8 @@ class JobStore:
         try:
             with self._write.begin() as session:
                 self._check_room(session)
+                if idempotency_key is not None:
+                    self._forget_old_key(session, idempotency_key)
                 session.add(row)
                 session.flush()
                 changes.append(session, row.id, [Event("queued", {"retry_of": retry_of} if retry_of else {})])
@@ -429,6 +450,14 @@ class JobStore:
             if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of)):
                 return known
             raise
+
+    def _forget_old_key(self, session: Session, key: str) -> None:
+        """Free a key whose time is over for another job."""
+        old = (Job.owner == self._owner, Job.idempotency_key == key, Job.created_at <= self._keys_since())
+        session.execute(update(Job).where(*old).values(idempotency_key=None))
+
+    def _keys_since(self) -> ColumnElement[datetime]:
+        return now_plus(-self._idempotency_seconds)
 
     def _check_room(self, session: Session) -> None:
         """Raises QueueFull, QuotaExceeded."""
@@ -445,7 +474,8 @@ class JobStore:
 
     def _by_key(self, key: str, request: dict[str, Any], retry_of: str | None) -> JobRecord | None:
         with self._read() as session:
-            row = session.scalar(select(Job).where(Job.owner == self._owner, Job.idempotency_key == key))
+            known = (Job.owner == self._owner, Job.idempotency_key == key, Job.created_at > self._keys_since())
+            row = session.scalar(select(Job).where(*known))
         if row is None:
             return None
         if (row.request, row.retry_of) != (request, retry_of):

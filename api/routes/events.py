@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from functools import partial
+from contextlib import suppress
 from typing import Annotated, Any
 
 import anyio
@@ -12,13 +12,14 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
 from api.auth import ReadableJobs
+from api.news import TICK_SECONDS, JobNews
 from api.problems import responses
 from api.schemas import EventPage, EventReply
+from api.state import Parts
+from jobs.errors import JobNotFound
 from jobs.records import EventRecord
-from jobs.store import JobStore
 
 STREAM = "text/event-stream"
-POLL_SECONDS = 0.3
 PING_SECONDS = 15
 
 router = APIRouter(prefix="/jobs", tags=["events"], responses=responses(401, 403))
@@ -37,9 +38,10 @@ _BOTH: dict[int | str, dict[str, Any]] = {
     response_model=EventPage,
     responses={**_BOTH, **responses(404, 422, 503)},
 )
-def events(
+async def events(
     job_id: str,
     request: Request,
+    parts: Parts,
     jobs: ReadableJobs,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only events with a greater `seq`.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="Events a page; a stream has no limit.")] = 100,
@@ -54,11 +56,11 @@ def events(
     ] = None,
 ) -> EventPage | Response:
     """The job's events in order. Ask for `text/event-stream` to be told of each as it happens."""
-    job = jobs.get(job_id)
+    job = await run_sync(jobs.get, job_id)
     start = after if last_event_id is None else last_event_id
     if STREAM in request.headers.get("accept", ""):
-        return EventSourceResponse(_stream(jobs, job_id, start), ping=PING_SECONDS, sep="\n")
-    found = jobs.events(job_id, after=start, limit=limit)
+        return EventSourceResponse(_stream(parts.news.of(job), start), ping=PING_SECONDS, sep="\n")
+    found = await run_sync(lambda: jobs.events(job_id, after=start, limit=limit))
     last = found[-1].seq if found else start
     return EventPage(
         events=[EventReply.of(event) for event in found],
@@ -66,17 +68,18 @@ def events(
     )
 
 
-async def _stream(jobs: JobStore, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
-    """Every event after `after`, until the job has ended and its last event is sent."""
-    while True:
-        # The job first: an end seen here has all its events in the query that follows.
-        job = await run_sync(jobs.get, job_id)
-        for event in await run_sync(partial(jobs.events, job_id, after=after)):
-            yield _encoded(event)
-            after = event.seq
-        if job.ended and after >= job.last_event:
-            return
-        await anyio.sleep(POLL_SECONDS)
+async def _stream(news: JobNews, after: int) -> AsyncIterator[ServerSentEvent]:
+    """Every event after `after`, until the job has ended and its last event is sent, or it is deleted."""
+    with suppress(JobNotFound):
+        while True:
+            job, events = await news.after(after)
+            for event in events:
+                yield _encoded(event)
+                after = event.seq
+            if job.ended and after >= job.last_event:
+                return
+            if not events:
+                await anyio.sleep(TICK_SECONDS)
 
 
 def _encoded(event: EventRecord) -> ServerSentEvent:

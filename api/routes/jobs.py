@@ -1,16 +1,20 @@
 """Submit, list, look at, cancel, retry and delete jobs."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import AfterValidator
+from pydantic import AfterValidator, AwareDatetime
 
 from api.admission import admit
 from api.auth import ReadableJobs, WritableJobs
+from api.polling import HEADERS, IfNoneMatch, Prefer, Shown, wait_seconds
 from api.problems import responses
 from api.schemas import JobPage, JobReply
 from api.state import Parts
 from flattengpt_core.errors import InvalidRequest
+from flattengpt_core.methods import METHODS
 from jobs import tracing
 from jobs.discard import discard
 from jobs.records import JobRecord
@@ -19,7 +23,14 @@ from jobs.states import JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403))
 
-_LOCATION: dict[str, Any] = {"headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}}}
+_ACCEPTED: dict[str, Any] = {
+    "model": JobReply,
+    "headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}, **HEADERS},
+}
+_SHOWN: dict[int | str, dict[str, Any]] = {
+    200: {"headers": HEADERS},
+    304: {"description": "The job has not changed since the answer with this `ETag`.", "headers": HEADERS},
+}
 
 
 # PostgreSQL cannot look for NUL.
@@ -32,7 +43,22 @@ def _label(label: str) -> str:
     return label
 
 
+def _method(method: str) -> str:
+    if method not in METHODS:
+        raise ValueError(f"choose one of {', '.join(METHODS)}")
+    return method
+
+
+def _moment(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("give a moment between the years 1 and 9999") from None
+
+
 Label = Annotated[str, AfterValidator(_label)]
+Method = Annotated[str, AfterValidator(_method)]
+Moment = Annotated[AwareDatetime, AfterValidator(_moment)]
 
 
 IdempotencyKey = Annotated[
@@ -47,19 +73,26 @@ IdempotencyKey = Annotated[
 
 
 @router.post(
-    "", status_code=202, operation_id="submitJob", responses={202: _LOCATION, **responses(409, 413, 422, 429, 503)}
+    "",
+    status_code=202,
+    operation_id="submitJob",
+    response_model=JobReply,
+    responses={202: _ACCEPTED, **responses(409, 413, 422, 429, 503)},
 )
-def submit(
+async def submit(
     spec: JobSpec,
-    response: Response,
     parts: Parts,
     jobs: WritableJobs,
     idempotency_key: IdempotencyKey = None,
-) -> JobReply:
+    prefer: Prefer = None,
+) -> Response:
     """Submit a job. The request is checked against the model before anything is stored."""
-    admission = admit(spec, parts.settings)
-    job = jobs.submit(spec, commit=admission.commit, idempotency_key=idempotency_key)
-    return _accepted(job, response, parts)
+
+    def submitted() -> JobRecord:
+        admission = admit(spec, parts.settings)
+        return _announced(jobs.submit(spec, commit=admission.commit, idempotency_key=idempotency_key), parts)
+
+    return await _accepted(await run_sync(submitted), parts, prefer)
 
 
 @router.get("", operation_id="listJobs", responses=responses(422, 503))
@@ -72,6 +105,11 @@ def page(
     model: Annotated[
         str | None, Query(max_length=300, pattern=_PRINTABLE, description="Only jobs of this model.")
     ] = None,
+    method: Annotated[Method | None, Query(description="Only jobs by this method.")] = None,
+    created_after: Annotated[
+        Moment | None, Query(description="Only jobs submitted after this moment, which names its time zone.")
+    ] = None,
+    created_before: Annotated[Moment | None, Query(description="Only jobs submitted before it.")] = None,
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.")] = 50,
 ) -> JobPage:
@@ -79,14 +117,33 @@ def page(
     if cursor is not None and not (len(cursor) == 26 and cursor.isalnum() and cursor.isascii()):
         raise InvalidRequest("This is no cursor of an earlier page.", field="cursor")
     key, _, value = (label or "").partition(":")
-    found = jobs.page(status=status, label=(key, value) if label else None, model=model, before=cursor, limit=limit)
+    found = jobs.page(
+        status=status,
+        label=(key, value) if label else None,
+        model=model,
+        method=method,
+        created_after=created_after,
+        created_before=created_before,
+        before=cursor,
+        limit=limit,
+    )
     return JobPage(jobs=[JobReply.of(job) for job in found.jobs], next_cursor=found.next_cursor)
 
 
-@router.get("/{job_id}", operation_id="getJob", responses=responses(404, 503))
-def show(job_id: str, jobs: ReadableJobs) -> JobReply:
-    """One job, as it is now."""
-    return JobReply.of(jobs.get(job_id))
+@router.get(
+    "/{job_id}", operation_id="getJob", response_model=JobReply, responses={**_SHOWN, **responses(404, 422, 503)}
+)
+async def show(
+    job_id: str, parts: Parts, jobs: ReadableJobs, if_none_match: IfNoneMatch = None, prefer: Prefer = None
+) -> Response:
+    """One job, as it is now, or with `Prefer: wait` as soon as it has ended or changed."""
+    job = await run_sync(jobs.get, job_id)
+    waited = wait_seconds(prefer)
+    if waited:
+        job = await parts.news.of(job).until(
+            lambda job: if_none_match is not None and not Shown(job).is_known(if_none_match), seconds=waited
+        )
+    return Shown(job).answer(known=if_none_match, waited=waited)
 
 
 @router.post("/{job_id}/cancel", status_code=202, operation_id="cancelJob", responses=responses(404, 409, 503))
@@ -103,13 +160,15 @@ def cancel(job_id: str, jobs: WritableJobs, parts: Parts) -> JobReply:
     "/{job_id}/retry",
     status_code=202,
     operation_id="retryJob",
-    responses={202: _LOCATION, **responses(404, 409, 422, 429, 503)},
+    response_model=JobReply,
+    responses={202: _ACCEPTED, **responses(404, 409, 422, 429, 503)},
 )
-def retry(
-    job_id: str, response: Response, parts: Parts, jobs: WritableJobs, idempotency_key: IdempotencyKey = None
-) -> JobReply:
+async def retry(
+    job_id: str, parts: Parts, jobs: WritableJobs, idempotency_key: IdempotencyKey = None, prefer: Prefer = None
+) -> Response:
     """Submit the request of a failed or cancelled job again, as a new job that names it in `retry_of`."""
-    return _accepted(jobs.retry(job_id, idempotency_key=idempotency_key), response, parts)
+    job = await run_sync(lambda: _announced(jobs.retry(job_id, idempotency_key=idempotency_key), parts))
+    return await _accepted(job, parts, prefer)
 
 
 @router.delete("/{job_id}", status_code=204, operation_id="deleteJob", responses=responses(404, 409, 503))
@@ -121,10 +180,17 @@ def remove(job_id: str, parts: Parts, jobs: WritableJobs) -> None:
     jobs.delete(job_id)
 
 
-def _accepted(job: JobRecord, response: Response, parts: Parts) -> JobReply:
-    """Wake a worker for a new job, and say where it is."""
+def _announced(job: JobRecord, parts: Parts) -> JobRecord:
+    """The new job, for which a worker is woken."""
     tracing.annotate({"flattengpt.job.id": job.id})
     if job.status is JobStatus.QUEUED:
         parts.announcer.announce(job.id)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return JobReply.of(job)
+    return job
+
+
+async def _accepted(job: JobRecord, parts: Parts, prefer: str | None) -> Response:
+    """Say where a new job is, after its end if the client wants to wait for that."""
+    waited = wait_seconds(prefer)
+    if waited:
+        job = await parts.news.of(job).until(lambda _: False, seconds=waited)
+    return Shown(job).answer(202, waited=waited, location=f"/jobs/{job.id}")
