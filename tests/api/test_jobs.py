@@ -232,6 +232,12 @@ def test_filters(api: TestClient, store: JobStore) -> None:
     assert found(model="acme/tiny") == [other]
     assert found(model="local:tiny", status="queued") == [search]
     assert found(model="' OR 1=1 --") == []
+    assert found(method="flattengpt", model="acme/tiny") == [other]
+    assert found(method="shortgpt") == []
+    created = api.get(f"/jobs/{speech}").json()["created_at"]
+    assert found(created_after=created) == [other]
+    assert found(created_before=created) == [search]
+    assert found(created_after="2020-01-01T00:00:00+14:00", created_before="9999-12-31T23:59:59Z") == found()
 
 
 def test_pages_hold_each_job_once_while_new_ones_come_in(api: TestClient) -> None:
@@ -258,6 +264,8 @@ def test_a_filter_that_is_none(api: TestClient) -> None:
     for query in (
         "status=done", "status=", "limit=0", "limit=201", "limit=-1", f"limit={2**70}", "limit=many", "cursor=x",
         "cursor=", "cursor=" + "%00" * 26, "cursor=" + "²" * 26, "cursor=" + "0" * 65, "label=team", "label=:",
-        "label=team:", "label=te%00am:search", "label=team:sea%00rch", "model=%00", "model=" + "m" * 301,
+        "method=magic", "method=", "created_after=yesterday", "created_after=2026-01-01T00:00:00",
+        "created_before=0001-01-01T00:00:00%2B14:00", "label=team:", "label=te%00am:search", "label=team:sea%00rch",
+        "model=%00", "model=" + "m" * 301,
     ):  # fmt: skip
         problem(api.get(f"/jobs?{query}"), 422, "invalid_request", query.partition("=")[0])

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from typing import Any
 
@@ -130,6 +130,20 @@ def test_the_same_key_with_another_body_is_refused(engine: Engine, store: JobSto
         store.submit(JobSpec(model="local:tiny", layers=5), idempotency_key="k")
     assert refusal.value.as_dict()["field"] == "Idempotency-Key"
     assert len(everything(engine)[0]) == 1
+
+
+def test_a_key_leads_to_its_job_for_a_time_only(engine: Engine, spec: JobSpec) -> None:
+    store = JobStore(engine, idempotency_seconds=60)
+    first = store.submit(spec, idempotency_key="k")
+    with engine.begin() as connection:
+        connection.execute(update(Job).values(created_at=now_plus(-59)))
+    assert store.submit(spec, idempotency_key="k").id == first.id
+    with engine.begin() as connection:
+        connection.execute(update(Job).values(created_at=now_plus(-61)))
+    second = store.submit(JobSpec(model="local:tiny", layers=5), idempotency_key="k")
+    assert second.id != first.id
+    assert store.submit(JobSpec(model="local:tiny", layers=5), idempotency_key="k").id == second.id
+    assert {job.id for job in store.page().jobs} == {first.id, second.id}
 
 
 def test_other_keys_and_no_key_make_new_jobs(store: JobStore, spec: JobSpec) -> None:
@@ -374,6 +388,25 @@ def test_pages_are_filtered(store: JobStore) -> None:
     assert found(status=JobStatus.QUEUED, label=("team", "ads")) == set()
     store.succeed(lease)
     assert found(status=JobStatus.SUCCEEDED, model="org/b") == {ads}
+
+
+def test_pages_of_a_time_and_of_a_method(engine: Engine, store: JobStore) -> None:
+    old, young = (store.submit(JobSpec(model="org/a", layers=4, method=method)).id for method in ("flattengpt", "fcm"))
+    with engine.begin() as connection:
+        connection.execute(update(Job).where(Job.id == old).values(created_at=now_plus(-3600)))
+    then, now = store.get(old).created_at, store.get(young).created_at
+
+    def found(**filters: Any) -> list[str]:
+        return [job.id for job in store.page(**filters).jobs]
+
+    between = then + timedelta(minutes=1)
+    assert found(created_after=between) == found(created_after=then) == [young]
+    assert found(created_before=between) == found(created_before=now) == [old]
+    elsewhere = timezone(timedelta(hours=-7))
+    assert found(created_after=between.astimezone(elsewhere), created_before=now) == []
+    assert found(created_after=then - timedelta(seconds=1)) == [young, old]
+    assert found(method="fcm") == found(method="fcm", created_after=between) == [young]
+    assert found(method="sleb") == []
 
 
 def test_events_are_read_from_any_point(store: JobStore, spec: JobSpec) -> None:
