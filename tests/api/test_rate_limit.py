@@ -96,6 +96,6 @@ def test_without_redis_nobody_is_refused(settings: Settings, keys: KeyStore, tmp
 
 
 @pytest.mark.parametrize("limit", ["many", "0/minute", "10", "10/fortnight", "-1/second", "1.5/hour", "10 per minute"])
-def test_a_limit_that_is_none(limit: str) -> None:
+def test_a_limit_that_is_none(settings: Settings, limit: str) -> None:
     with pytest.raises(ValidationError, match="rate_limit"):
-        Settings(rate_limit=limit)
+        Settings(data_dir=settings.data_dir, rate_limit=limit)
