@@ -61,9 +61,16 @@ def quality(found: dict[str, Any]) -> str:
         f"{found['model']}, {found['split']} split: {tokens}, windows of {evaluation['sequence_length']}. Accuracy: "
         "mean of PIQA, WinoGrande, HellaSwag, ARC-e and ARC-c over the first "
         f"{evaluation['task_items']} items of each, with its standard error; kept: its share of the dense model's. "
-        f"Calibration for all rows: windows of {calibration['sequence_length']} tokens, {shares}.",
+        f"Calibration for all rows{_but_sleb(found)}: windows of {calibration['sequence_length']} tokens, {shares}.",
     ]
     return "\n".join(lines)
+
+
+def _but_sleb(found: dict[str, Any]) -> str:
+    """SLEB's own calibration, where it has a row."""
+    if not any(row["method"] == "sleb" for row in found["rows"]):
+        return ""
+    return f" but SLEB's, which has {sum(found['calibration']['sleb_windows'].values())} windows for its many passes"
 
 
 def _accuracy(row: dict[str, Any]) -> str:
