@@ -1,22 +1,23 @@
-"""A typed client of the HTTP API. Knows nothing of terminals."""
+"""Typed clients of the HTTP API, one that blocks and one to await, alike otherwise. Know nothing of terminals."""
 
-import ipaddress
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Unpack
 
 import httpx
-from httpx_sse import SSEError, connect_sse
+from httpx_sse import SSEError, aconnect_sse, connect_sse
 from pydantic import SecretStr
 
+from cli import calls
+from cli.calls import Answer, Call, Filters
+from cli.download import download_result
 from cli.errors import ServiceRefused, ServiceUnreachable
+from cli.patience import PATIENCE_SECONDS, Deadline, Patience
 from cli.replies import Artifact, Event, Job, JobPage
-from jobs.settings import ClientSettings
-
-CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
-_RECONNECT_SECONDS = (0.2, 5.0)  # the first wait and the longest
+from cli.service_address import ServiceAddress
 
 
 class Client:
@@ -30,14 +31,9 @@ class Client:
     """
 
     def __init__(self, url: str, api_key: SecretStr | None = None) -> None:
-        self._url = url
-        self._key = api_key or ClientSettings().api_key
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {},
-            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            trust_env=not _is_loopback(url),  # a proxy cannot reach this machine's own loopback
-        )
+        self._url, self._api_key = url, api_key
+        self._address = ServiceAddress.of(url, api_key)
+        self._http = httpx.Client(**self._address.connection)
 
     def __enter__(self) -> "Client":
         return self
@@ -54,137 +50,290 @@ class Client:
     def is_ready(self) -> bool:
         """Whether the service answers and can do its work."""
         try:
-            self._ask("GET", "/readyz")
+            self._ask(calls.ready())
         except (ServiceRefused, ServiceUnreachable):
             return False
         return True
 
     def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Submit a job; the same key and request give the same job."""
-        asked = self._ask("POST", "/jobs", json=dict(request), headers=_once(idempotency_key))
-        return Job.model_validate(asked)
+        return self._ask(calls.submit(request, idempotency_key))
 
     def get(self, job_id: str) -> Job:
         """The job as it is now."""
-        return Job.model_validate(self._ask("GET", f"/jobs/{_segment(job_id)}"))
+        return self._ask(calls.get(job_id))
 
-    def page(
-        self,
-        *,
-        status: str | None = None,
-        label: str | None = None,
-        model: str | None = None,
-        cursor: str | None = None,
-        limit: int = 50,
-    ) -> JobPage:
-        """Jobs, newest first. label: `key:value`. cursor: the page before's `next_cursor`."""
-        asked = {"status": status, "label": label, "model": model, "cursor": cursor, "limit": limit}
-        given = {name: value for name, value in asked.items() if value is not None}
-        return JobPage.model_validate(self._ask("GET", "/jobs", params=given))
+    def page(self, **filters: Unpack[Filters]) -> JobPage:
+        """Jobs, newest first: one page."""
+        return self._ask(calls.page(filters))
+
+    def jobs(self, **filters: Unpack[Filters]) -> Iterator[Job]:
+        """All jobs that the filters let through, newest first, page by page."""
+        while True:
+            found = self.page(**filters)
+            yield from found.jobs
+            if found.next_cursor is None:
+                return
+            filters["cursor"] = found.next_cursor
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once, or ask a running one to stop."""
-        return Job.model_validate(self._ask("POST", f"/jobs/{_segment(job_id)}/cancel"))
+        return self._ask(calls.cancel(job_id))
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """Submit the request of a job that failed or was cancelled again; the new job."""
-        asked = self._ask("POST", f"/jobs/{_segment(job_id)}/retry", headers=_once(idempotency_key))
-        return Job.model_validate(asked)
+        return self._ask(calls.retry(job_id, idempotency_key))
 
     def delete(self, job_id: str) -> None:
         """Remove a job that has ended, with its artifacts."""
-        self._ask("DELETE", f"/jobs/{_segment(job_id)}")
+        self._ask(calls.delete(job_id))
 
-    def events(self, job_id: str, *, after: int = 0, patience_seconds: float = 60) -> Iterator[Event]:
+    def wait(
+        self, job_id: str, *, timeout_seconds: float | None = None, patience_seconds: float = PATIENCE_SECONDS
+    ) -> Job:
+        """The job once it has ended.
+
+        Args:
+            timeout_seconds: how long to wait for that; None: for ever.
+            patience_seconds: how long the service may be gone before this raises ServiceUnreachable.
+
+        Raises:
+            JobStillRuns: the job had not ended by then; it goes on.
+        """
+        deadline, patience = Deadline(timeout_seconds), Patience(patience_seconds)
+        while True:
+            try:
+                job = self._ask(calls.wait(job_id, deadline.left))
+            except (ServiceUnreachable, ServiceRefused) as error:
+                time.sleep(patience.pause_after(error))
+            else:
+                if job.ended:
+                    return job
+                patience.renew()
+            deadline.check(job_id)
+
+    def events(self, job_id: str, *, after: int = 0, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[Event]:
         """The job's events as they happen, until it ends. A broken stream goes on where it stopped.
 
         Args:
             after: only events with a greater `seq`.
             patience_seconds: how long the service may be gone before this raises ServiceUnreachable.
         """
-        seen, wait, heard = after, _RECONNECT_SECONDS[0], time.monotonic()
+        seen, patience = after, Patience(patience_seconds)
         while True:
             try:
                 for event in self._stream(job_id, seen):
-                    seen, wait, heard = event.seq, _RECONNECT_SECONDS[0], time.monotonic()
+                    seen = event.seq
+                    patience.renew()
                     yield event
                 if self.get(job_id).ended:
                     # What came between the stream's end and this answer.
                     yield from self._stream(job_id, seen)
                     return
+                pause = patience.pause
             except (ServiceUnreachable, ServiceRefused) as error:
-                refused_for_good = isinstance(error, ServiceRefused) and error.http_status < 500
-                if refused_for_good or time.monotonic() - heard > patience_seconds:
-                    raise
-            time.sleep(wait)
-            wait = min(2 * wait, _RECONNECT_SECONDS[1])
+                pause = patience.pause_after(error)
+            time.sleep(pause)
 
-    def read(self, artifact: Artifact, write: Callable[[bytes], object]) -> None:
-        """Hand the artifact's bytes to `write`, block by block."""
+    def download(
+        self, job: Job, out: Path, *, replace: bool = False, on_bytes: Callable[[int], object] = lambda _: None
+    ) -> None:
+        """Fetch the result into the folder `out`, which appears only when it is whole; see `download_result`."""
+        download_result(self.read, job, out, replace=replace, on_bytes=on_bytes)
+
+    def read(self, artifact: Artifact, write: Callable[[bytes], object], *, start: int = 0) -> None:
+        """Hand the artifact's bytes to `write`, block by block.
+
+        Args:
+            start: how many bytes to leave out.
+
+        Raises:
+            DownloadDamaged: the service does not have the artifact any more that was begun.
+        """
         try:
-            with self._http.stream("GET", artifact.href) as response:
+            with self._http.stream("GET", artifact.href, headers=calls.rest_of(artifact, start)) as response:
                 self._check(response)
+                calls.check_rest(artifact, start, response.status_code)
                 for block in response.iter_bytes():
                     write(block)
         except httpx.TransportError as error:
-            raise self._unreachable(error) from None
+            raise self._address.unreachable(error) from None
 
     def _stream(self, job_id: str, after: int) -> Iterator[Event]:
         headers = {"Last-Event-ID": str(after)}
         try:
-            with connect_sse(self._http, "GET", f"/jobs/{_segment(job_id)}/events", headers=headers) as source:
+            with connect_sse(self._http, "GET", calls.path(job_id, "events"), headers=headers) as source:
                 self._check(source.response)
                 for message in source.iter_sse():
                     if message.data:
                         yield Event.model_validate_json(message.data)
         except (httpx.TransportError, SSEError) as error:
-            raise self._unreachable(error) from None
+            raise self._address.unreachable(error) from None
 
-    def _ask(self, method: str, path: str, **how: Any) -> Any:
+    def _ask(self, call: Call[Answer]) -> Answer:
         try:
-            response = self._http.request(method, path, **how)
+            response = self._http.request(
+                call.method, call.path, params=dict(call.params), json=call.json, headers=dict(call.headers)
+            )
         except httpx.TransportError as error:
-            raise self._unreachable(error) from None
+            raise self._address.unreachable(error) from None
         self._check(response)
-        return response.json() if response.content else None
+        return call.read(response.json() if response.content else None)
 
     def _check(self, response: httpx.Response) -> None:
         """Raise the problem that the service answered with, if it did."""
-        if response.is_success:
-            return
-        response.read()
+        if not response.is_success:
+            response.read()
+            raise self._address.refusal(response)
+
+
+class AsyncClient:
+    """`Client` for asynchronous programs: the same methods, to be awaited or iterated over with `async for`."""
+
+    def __init__(self, url: str, api_key: SecretStr | None = None) -> None:
+        self._url, self._api_key = url, api_key
+        self._address = ServiceAddress.of(url, api_key)
+        self._http = httpx.AsyncClient(**self._address.connection)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def is_ready(self) -> bool:
+        """Whether the service answers and can do its work."""
         try:
-            problem = response.json()
-            message = str(problem.get("detail") or problem["title"])
-        except (ValueError, KeyError, AttributeError):
-            message = f"{self._url} answered {response.status_code} {response.reason_phrase}; is this the service?"
-        if response.status_code == httpx.codes.UNAUTHORIZED:
-            message = (
-                f"The service at {self._url} {'refuses this' if self._key else 'asks for an'} API key: set "
-                "FLATTENGPT_API_KEY to one that `flattengpt keys create` made on the service's side."
+            await self._ask(calls.ready())
+        except (ServiceRefused, ServiceUnreachable):
+            return False
+        return True
+
+    async def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+        """Submit a job; the same key and request give the same job."""
+        return await self._ask(calls.submit(request, idempotency_key))
+
+    async def get(self, job_id: str) -> Job:
+        """The job as it is now."""
+        return await self._ask(calls.get(job_id))
+
+    async def page(self, **filters: Unpack[Filters]) -> JobPage:
+        """Jobs, newest first: one page."""
+        return await self._ask(calls.page(filters))
+
+    async def jobs(self, **filters: Unpack[Filters]) -> AsyncIterator[Job]:
+        """All jobs that the filters let through, newest first, page by page."""
+        while True:
+            found = await self.page(**filters)
+            for job in found.jobs:
+                yield job
+            if found.next_cursor is None:
+                return
+            filters["cursor"] = found.next_cursor
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a queued job at once, or ask a running one to stop."""
+        return await self._ask(calls.cancel(job_id))
+
+    async def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
+        """Submit the request of a job that failed or was cancelled again; the new job."""
+        return await self._ask(calls.retry(job_id, idempotency_key))
+
+    async def delete(self, job_id: str) -> None:
+        """Remove a job that has ended, with its artifacts."""
+        await self._ask(calls.delete(job_id))
+
+    async def wait(
+        self, job_id: str, *, timeout_seconds: float | None = None, patience_seconds: float = PATIENCE_SECONDS
+    ) -> Job:
+        """The job once it has ended; see `Client.wait`."""
+        deadline, patience = Deadline(timeout_seconds), Patience(patience_seconds)
+        while True:
+            try:
+                job = await self._ask(calls.wait(job_id, deadline.left))
+            except (ServiceUnreachable, ServiceRefused) as error:
+                await asyncio.sleep(patience.pause_after(error))
+            else:
+                if job.ended:
+                    return job
+                patience.renew()
+            deadline.check(job_id)
+
+    async def events(
+        self, job_id: str, *, after: int = 0, patience_seconds: float = PATIENCE_SECONDS
+    ) -> AsyncIterator[Event]:
+        """The job's events as they happen, until it ends; see `Client.events`."""
+        seen, patience = after, Patience(patience_seconds)
+        while True:
+            try:
+                async for event in self._stream(job_id, seen):
+                    seen = event.seq
+                    patience.renew()
+                    yield event
+                if (await self.get(job_id)).ended:
+                    # What came between the stream's end and this answer.
+                    async for event in self._stream(job_id, seen):
+                        yield event
+                    return
+                pause = patience.pause
+            except (ServiceUnreachable, ServiceRefused) as error:
+                pause = patience.pause_after(error)
+            await asyncio.sleep(pause)
+
+    async def download(
+        self, job: Job, out: Path, *, replace: bool = False, on_bytes: Callable[[int], object] = lambda _: None
+    ) -> None:
+        """Fetch the result into the folder `out`, which appears only when it is whole; see `download_result`.
+
+        It runs in a thread, since files cannot be awaited.
+        """
+
+        def fetch() -> None:
+            with Client(self._url, self._api_key) as client:
+                client.download(job, out, replace=replace, on_bytes=on_bytes)
+
+        await asyncio.to_thread(fetch)
+
+    async def read(self, artifact: Artifact, write: Callable[[bytes], object], *, start: int = 0) -> None:
+        """Hand the artifact's bytes to `write`, block by block; see `Client.read`."""
+        try:
+            async with self._http.stream("GET", artifact.href, headers=calls.rest_of(artifact, start)) as response:
+                await self._check(response)
+                calls.check_rest(artifact, start, response.status_code)
+                async for block in response.aiter_bytes():
+                    write(block)
+        except httpx.TransportError as error:
+            raise self._address.unreachable(error) from None
+
+    async def _stream(self, job_id: str, after: int) -> AsyncIterator[Event]:
+        headers = {"Last-Event-ID": str(after)}
+        try:
+            async with aconnect_sse(self._http, "GET", calls.path(job_id, "events"), headers=headers) as source:
+                await self._check(source.response)
+                async for message in source.aiter_sse():
+                    if message.data:
+                        yield Event.model_validate_json(message.data)
+        except (httpx.TransportError, SSEError) as error:
+            raise self._address.unreachable(error) from None
+
+    async def _ask(self, call: Call[Answer]) -> Answer:
+        try:
+            response = await self._http.request(
+                call.method, call.path, params=dict(call.params), json=call.json, headers=dict(call.headers)
             )
-        raise ServiceRefused(message, http_status=response.status_code)
+        except httpx.TransportError as error:
+            raise self._address.unreachable(error) from None
+        await self._check(response)
+        return call.read(response.json() if response.content else None)
 
-    def _unreachable(self, error: Exception) -> ServiceUnreachable:
-        return ServiceUnreachable(
-            f"No answer from the service at {self._url} ({type(error).__name__}): start it with `flattengpt serve`, "
-            "or give its address with --url or FLATTENGPT_URL."
-        )
-
-
-def _once(idempotency_key: str | None) -> dict[str, str]:
-    """The header that makes repeats of a request give the same job."""
-    return {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
-
-
-def _segment(job_id: str) -> str:
-    """A job's id as one segment of a path, whatever was typed."""
-    return quote(job_id, safe="")
-
-
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    async def _check(self, response: httpx.Response) -> None:
+        """Raise the problem that the service answered with, if it did."""
+        if not response.is_success:
+            await response.aread()
+            raise self._address.refusal(response)

@@ -18,7 +18,6 @@ from cli.client import Client
 from cli.continuation import continue_prompt
 from cli.demo_model import NAME, ensure_demo_model
 from cli.demo_service import embedded_service
-from cli.download import download_result
 from cli.errors import CommandFailed, ServiceRefused, ServiceUnreachable
 from cli.replies import Job
 from cli.screen import err, follow, metrics_table, out
@@ -48,7 +47,7 @@ def demo(data_dir: Path, output: Path, request: Mapping[str, Any] = REQUEST) -> 
     with embedded_service(data_dir, data_dir / "logs" / "demo-service.log") as url, Client(url) as client:
         err.print(f"service: {url}")
         job = _run_job(client, request)
-        download_result(client, job, output / "model")
+        client.download(job, output / "model")
         _write_aside(output / "job.json", json.dumps(job.model_dump(mode="json"), indent=2) + "\n")
     if job.metrics is None:
         raise CommandFailed(f"Job {job.id} succeeded without metrics.")

@@ -21,15 +21,20 @@ class ServiceRefused(FlattenGPTError):
 
     title = "The service refused the request"
 
-    def __init__(self, message: str, *, http_status: int) -> None:
+    def __init__(self, message: str, *, http_status: int, retry_after_seconds: int | None = None) -> None:
         super().__init__(message)
-        self.http_status = http_status
+        self.http_status, self.retry_after_seconds = http_status, retry_after_seconds
 
 
 class ServiceUnreachable(FlattenGPTError):
     code = "service_unreachable"
     title = "The service does not answer"
     retryable = True
+
+
+class JobStillRuns(FlattenGPTError):
+    code = "job_still_runs"
+    title = "The job has not ended in the time that was given"
 
 
 class DownloadDamaged(FlattenGPTError):

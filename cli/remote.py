@@ -1,5 +1,6 @@
 """The commands that talk to a service: submit, watch, list, show, cancel, retry, delete, download."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from cli import options
 from cli.client import Client
-from cli.download import download_result
 from cli.errors import CommandFailed
 from cli.options import DEFAULT_URL, Json, Url
 from cli.replies import Job
@@ -98,6 +98,9 @@ def list_jobs(
     status: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
     label: Annotated[str | None, typer.Option(metavar="KEY=VALUE", help="Only jobs with this label.")] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only jobs by this method.")] = None,
+    created_after: Annotated[datetime | None, typer.Option(help="Only jobs submitted later.")] = None,
+    created_before: Annotated[datetime | None, typer.Option(help="Only jobs submitted earlier.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="At most so many jobs.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Go on after an earlier page: its `next_cursor`.")] = None,
     as_json: Json = False,
@@ -107,7 +110,16 @@ def list_jobs(
     pairs = options.parse_labels([label] if label else []) or {}
     wanted = next((f"{key}:{value}" for key, value in pairs.items()), None)
     with Client(url) as client:
-        page = client.page(status=status, label=wanted, model=model, cursor=cursor, limit=limit)
+        page = client.page(
+            status=status,
+            label=wanted,
+            model=model,
+            method=method,
+            created_after=created_after.astimezone() if created_after else None,
+            created_before=created_before.astimezone() if created_before else None,
+            cursor=cursor,
+            limit=limit,
+        )
     if as_json:
         print_json(page.model_dump(mode="json"))
         return
@@ -162,7 +174,7 @@ def download(
     with Client(url) as client, Progress(*columns, console=err) as bar:
         job = client.get(job_id)
         task = bar.add_task("", total=sum(artifact.size for artifact in job.artifacts))
-        download_result(client, job, folder, on_bytes=lambda size: bar.advance(task, size))
+        client.download(job, folder, on_bytes=lambda size: bar.advance(task, size))
     if as_json:
         print_json({"folder": str(folder), "files": [artifact.path for artifact in job.artifacts]})
     else:

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cli.client import Client
 from cli.demo import demo
 from cli.demo_model import NAME
-from cli.download import download_result
 from tests.processes import alive, descendants, wait_until
 
 pytestmark = pytest.mark.slow
@@ -79,7 +78,7 @@ def test_postgresql_redis_and_a_celery_worker(
         assert types.count("died") == 1
         assert job.metrics is not None
         check_metrics(job.metrics)
-        download_result(client, job, tmp_path / "result")
+        client.download(job, tmp_path / "result")
     check_checkpoint(tmp_path / "result", data_dir / "models" / NAME)
 
 
