@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
@@ -14,6 +15,16 @@ from flattengpt_core.retention import share_kept
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+_COLOURS = {"ok": "green", "warning": "yellow", "wrong": "bold red"}
+
+
+def say_finding(what: str, state: str, found: str, remedy: str) -> None:
+    """A line for what the doctor found, and one for what to do about it."""
+    out.print(f"[{_COLOURS[state]}]{state:<8}[/] {escape(f'{what}: {found}')}", soft_wrap=True)
+    if remedy:
+        out.print(f"{'':<8} {remedy}", markup=False, soft_wrap=True)
 
 
 def progress_bar() -> Progress:

@@ -1,4 +1,4 @@
-"""The commands that run the service's parts: serve, worker, sweep, migrate."""
+"""The commands that run the service's parts: serve, worker, sweep, migrate; and doctor, which looks at the setup."""
 
 import json
 import signal
@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cli.options import Json
-from cli.screen import out
+from cli.errors import FAILED
+from cli.options import DEFAULT_URL, Json, Url
+from cli.screen import out, print_json, say_finding
 from cli.stdin_watch import stop_when_stdin_ends
 from jobs.logs import configure_logs
 from jobs.settings import Settings
@@ -81,6 +82,22 @@ def migrate() -> None:
     engine = make_engine(settings.database)
     upgrade(engine)
     out.print(f"{engine.dialect.name}: the schema is up to date")
+
+
+@app.command()
+def doctor(as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Find what is wrong with the setup here: settings, disk, database, broker, artifact store, models, Hub, service."""
+    from cli import doctor as looks
+
+    findings = []
+    for finding in looks.examine(url):
+        findings.append(finding)
+        if not as_json:
+            say_finding(finding.what, finding.state, finding.found, finding.remedy)
+    if as_json:
+        print_json(looks.as_json(findings))
+    if not looks.is_well(findings):
+        raise typer.Exit(FAILED)
 
 
 def _set_up(while_stdin_open: bool) -> Settings:
