@@ -72,27 +72,30 @@ def _finding(what: str, look: Callable[[], str]) -> Finding:
     except Wrong as wrong:
         return Finding(what, wrong.state, redact(wrong.found), wrong.remedy)
     except Exception as error:  # each client has errors of its own
-        said = str(getattr(error, "orig", error)).strip()
-        return Finding(
-            what, "wrong", redact(f"{type(error).__name__}: {said}".splitlines()[0]), _REMEDIES.get(what, "")
-        )
+        said = f"{type(error).__name__}: {getattr(error, 'orig', error)}"
+        return Finding(what, "wrong", redact(said.splitlines()[0]), _REMEDIES.get(what, ""))
 
 
 def _libraries(_: Settings) -> str:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    return (
-        ", ".join(f"{name} {version}" for name, version in versions.items()) + f", Python {platform.python_version()}"
-    )
+    versions["Python"] = platform.python_version()
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _compute(_: Settings) -> str:
     import torch  # takes seconds, and nothing else here needs it
 
+    from flattengpt_core.errors import InvalidRequest
+    from flattengpt_core.options import Recovery
+    from flattengpt_core.recovery.precision import refuse_emulated
+
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    units = torch.cpu.get_capabilities()
-    half = any(units.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16"))
-    return f"no GPU; the processor computes in float32{' and bfloat16' if half else ' alone'}"
+    try:
+        refuse_emulated(Recovery(method="lora", precision="bfloat16"), torch.device("cpu"))
+    except InvalidRequest:
+        return "no GPU; the processor computes in float32 alone"
+    return "no GPU; the processor computes in float32 and bfloat16"
 
 
 def _memory(settings: Settings) -> str:
@@ -220,7 +223,7 @@ def _service(url: str) -> str:
             raise Wrong(error.message, "Set FLATTENGPT_API_KEY to a key of that service.") from None
         if not client.is_ready():
             raise Wrong(
-                f"{url} is not ready", "Run `flattengpt doctor` where it runs; GET /readyz says what is missing."
+                f"{url} is not ready", "GET /readyz says what is missing; run `flattengpt doctor` where it runs."
             )
     return f"{url} is ready"
 

@@ -86,7 +86,7 @@ def migrate() -> None:
 
 @app.command()
 def doctor(as_json: Json = False, url: Url = DEFAULT_URL) -> None:
-    """Find what is wrong with the setup here: settings, disk, database, broker, artifact store, models, Hub, service."""
+    """Find what is wrong with the setup here: settings, disk, database, broker, artifacts, models, Hub, service."""
     from cli import doctor as looks
 
     findings = []

@@ -13,7 +13,19 @@ from cli.main import app
 from tests.cli.conftest import TINY_JOB
 from tests.task_files import CHOICES, task_file
 
-LOCAL = ["compress", "compare", "ladder", "evaluate", "diagnose", "serve", "worker", "sweep", "migrate", "keys"]
+LOCAL = [
+    "compress",
+    "compare",
+    "ladder",
+    "evaluate",
+    "diagnose",
+    "serve",
+    "worker",
+    "sweep",
+    "migrate",
+    "doctor",
+    "keys",
+]
 REMOTE = ["submit", "watch", "list", "show", "cancel", "download"]
 
 
