@@ -222,9 +222,7 @@ def _service(url: str) -> str:
         except ServiceRefused as error:
             raise Wrong(error.message, "Set FLATTENGPT_API_KEY to a key of that service.") from None
         if not client.is_ready():
-            raise Wrong(
-                f"{url} is not ready", "GET /readyz says what is missing; run `flattengpt doctor` where it runs."
-            )
+            raise Wrong(f"{url} is not ready", "GET /readyz says what it lacks; run `flattengpt doctor` there.")
     return f"{url} is ready"
 
 

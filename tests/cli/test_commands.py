@@ -41,7 +41,7 @@ def spec_file(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("command", LOCAL + REMOTE)
+@pytest.mark.parametrize("command", LOCAL + SERVICE + REMOTE)
 def test_every_command_explains_itself(command: str) -> None:
     done = run(command, "--help")
     assert done.exit_code == 0
