@@ -13,19 +13,8 @@ from cli.main import app
 from tests.cli.conftest import TINY_JOB
 from tests.task_files import CHOICES, task_file
 
-LOCAL = [
-    "compress",
-    "compare",
-    "ladder",
-    "evaluate",
-    "diagnose",
-    "serve",
-    "worker",
-    "sweep",
-    "migrate",
-    "doctor",
-    "keys",
-]
+LOCAL = ["compress", "compare", "ladder", "evaluate", "diagnose"]
+SERVICE = ["serve", "worker", "sweep", "migrate", "doctor", "keys"]
 REMOTE = ["submit", "watch", "list", "show", "cancel", "download"]
 
 
