@@ -14,15 +14,18 @@ from api import problems
 from api.body_limit import BodyLimit
 from api.host_guard import HostGuard
 from api.request_log import RequestLog
-from api.routes import artifacts, events, jobs, metrics, service
+from api.routes import artifacts, events, jobs, metrics, service, webhooks
 from api.state import State
 from jobs import tracing
 from jobs.artifacts import ArtifactStore
 from jobs.broker import make_announcer
 from jobs.database import make_engine
 from jobs.keys import KeyStore
+from jobs.outbox import Outbox
+from jobs.sealing import Sealer
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.webhook_secrets import WebhookSecrets
 
 _DESCRIPTION = """
 Send `POST /jobs` with a model and a target size, follow the job, and get back a stock checkpoint with fewer layers,
@@ -61,14 +64,20 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_telemetry(tracing.start(settings, "api")),
     )
     app.state.parts = State(
-        settings, store, KeyStore(engine), ArtifactStore(settings.artifacts), make_announcer(settings)
+        settings,
+        store,
+        KeyStore(engine),
+        ArtifactStore(settings.artifacts),
+        make_announcer(settings),
+        Outbox(engine),
+        WebhookSecrets(engine, Sealer(settings)),
     )
     problems.install(app)
     if settings.auth == "none":
         # The loopback address is the only guard then: a page in a browser must not get past it by DNS rebinding.
         app.add_middleware(HostGuard)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    for module in (jobs, events, artifacts, service, metrics):
+    for module in (jobs, events, artifacts, webhooks, service, metrics):
         app.include_router(module.router)
     _describe_problems(app)
     return app

@@ -8,8 +8,10 @@ from fastapi import Depends, Request
 from jobs.artifacts import ArtifactStore
 from jobs.broker import CeleryAnnouncer
 from jobs.keys import KeyStore
+from jobs.outbox import Outbox
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.webhook_secrets import WebhookSecrets
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class State:
     keys: KeyStore
     artifacts: ArtifactStore
     announcer: CeleryAnnouncer
+    outbox: Outbox
+    webhook_secrets: WebhookSecrets
 
 
 def _state(request: Request) -> State:
