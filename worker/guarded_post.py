@@ -95,7 +95,7 @@ class GuardedPost:
                     "POST", where, headers=list(headers.items()), content=body, extensions={"timeout": timeouts}
                 ) as response,
             ):
-                return Answer(response.status, _retry_after(response.headers))
+                return Answer(response.status, seconds_to_wait(response.headers))
         except Exception as error:  # httpcore's own, and what TLS and sockets add to them
             raise NotSent(_reason(error)) from None
 
@@ -178,8 +178,8 @@ def _reason(error: Exception) -> str:
     return "the connection broke, or the answer was no HTTP"
 
 
-def _retry_after(headers: Iterable[tuple[bytes, bytes]]) -> float:
-    """Seconds. A date is measured by the receiver's own clock, as its answer's Date says it."""
+def seconds_to_wait(headers: Iterable[tuple[bytes, bytes]]) -> float:
+    """What Retry-After asks for, or 0. A date is measured by the receiver's own clock, as its answer's Date says it."""
     found = {name.lower(): value.decode("latin-1").strip() for name, value in headers}
     asked = found.get(b"retry-after", "")
     if re.fullmatch(r"\d{1,9}", asked, re.ASCII):
