@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from standardwebhooks import Webhook
 
 from jobs.clock import now_plus
+from jobs.errors import SealingUnavailable
 from jobs.sealing import Sealer
 from jobs.tables import WebhookSecret
 
@@ -48,17 +49,17 @@ class WebhookSecrets:
     def rotate(self, owner: str) -> SigningSecret:
         """Make a new secret; the one before goes on signing for a day, and one before that no more.
 
-        Raises SealingUnavailable.
+        One that cannot be opened any more signs no longer. Raises SealingUnavailable.
         """
         self._row(owner)
         with self._write.begin() as session:
             row = session.scalars(select(WebhookSecret).where(WebhookSecret.owner == owner).with_for_update()).one()
             secret = _new()
-            row.previous, row.sealed = self._sealer.reseal(row.sealed), self._sealer.seal(secret)
+            row.previous, row.sealed = self._resealed(row.sealed), self._sealer.seal(secret)
             row.previous_until, row.created_at = now_plus(OVERLAP_SECONDS), now_plus()
             session.flush()
             session.refresh(row)
-            return SigningSecret(secret, row.created_at, row.previous_until)
+            return SigningSecret(secret, row.created_at, row.previous_until if row.previous else None)
 
     def sign(self, owner: str, message_id: str, sent_at: datetime, body: str) -> str:
         """The value of `webhook-signature`: one signature, or two while secrets change. Raises SealingUnavailable."""
@@ -66,6 +67,13 @@ class WebhookSecrets:
         sealed = [row.sealed, row.previous] if overlaps and row.previous else [row.sealed]
         keys = (Webhook(self._sealer.open(one).get_secret_value()) for one in sealed)
         return " ".join(key.sign(message_id, sent_at, body) for key in keys)
+
+    def _resealed(self, sealed: str) -> str | None:
+        """Sealed with the newest key; None if the one that it was sealed with is lost."""
+        try:
+            return self._sealer.reseal(sealed)
+        except SealingUnavailable:
+            return None
 
     def _row(self, owner: str) -> tuple[WebhookSecret, bool]:
         """The owner's row, and whether its previous secret is still in use."""
@@ -85,7 +93,8 @@ class WebhookSecrets:
 
 
 def _found(session: Session, owner: str) -> tuple[WebhookSecret, bool] | None:
-    overlaps = case((WebhookSecret.previous_until > now_plus(), True), else_=False)
+    in_use = WebhookSecret.previous.is_not(None) & (WebhookSecret.previous_until > now_plus())
+    overlaps = case((in_use, True), else_=False)
     row = session.execute(select(WebhookSecret, overlaps).where(WebhookSecret.owner == owner)).first()
     return None if row is None else (row[0], row[1])
 

@@ -65,6 +65,10 @@ def test_a_full_request_comes_back_unchanged() -> None:
     assert JobSpec.model_validate(FULL).as_request() == FULL
 
 
+def test_whoever_gets_the_result_is_not_told_of_the_webhook() -> None:
+    assert JobSpec.model_validate(FULL).as_published() == FULL | {"webhook": None}
+
+
 def test_defaults_are_filled_in() -> None:
     request = JobSpec(model="org/name", sparsity=0.2).as_request()
     assert request == FULL | {"revision": "main", "publish": None, "webhook": None, "labels": {}}

@@ -115,3 +115,8 @@ def test_a_rotation_seals_the_old_secret_with_the_newest_key(
     signed = headers(with_keys(new), "")
     assert verifies(first.secret, signed)
     assert verifies(second.secret, signed)
+    lost = with_keys(base64.b64encode(bytes([3]) * 32).decode())
+    third = lost.rotate("")
+    assert third.previous_until is None
+    assert lost.of("") == third, "an owner whose secret cannot be opened any more gets a new one"
+    assert verifies(third.secret, headers(lost, ""))

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 import pytest
 import structlog
 from pydantic import SecretStr
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 
+from jobs.clock import now_plus
 from jobs.outbox import DeliveryStatus, Outbox
 from jobs.sealing import Sealer
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import JobStore
+from jobs.tables import WebhookDelivery
 from jobs.webhook_secrets import WebhookSecrets
 from tests.jobs.at_once import at_once
 from tests.jobs.test_outbox import make_due, only, waits
@@ -242,12 +244,18 @@ def test_delivering_goes_on_after_a_database_that_failed(
     assert "exc_info" not in lines[0]
 
 
-def test_a_service_delivers_while_it_runs(
-    store: JobStore, settings: Settings, engine: Engine, receiver: Receiver
+def test_a_service_delivers_while_it_runs_and_forgets_what_is_old(
+    store: JobStore, box: Outbox, settings: Settings, engine: Engine, receiver: Receiver
 ) -> None:
+    old = ended(store, receiver.url)
+    for message in box.take(limit=1):
+        box.delivered(message, "HTTP 200")
+    with engine.begin() as connection:
+        connection.execute(update(WebhookDelivery).values(created_at=now_plus(-90 * 86_400)))
     with delivering(settings, engine):
         ended(store, receiver.url)
         wait_for(lambda: len(receiver.seen) == 1)
+        wait_for(lambda: box.log(old) == [])
     threads = [thread.name for thread in threading.enumerate()]
     assert not any(name.startswith("webhook") for name in threads)
 
