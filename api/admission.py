@@ -10,8 +10,10 @@ from flattengpt_core.checkpoint import HubModel, inspect, resolve
 from flattengpt_core.errors import CalibrationNotFound, UnsupportedModel
 from flattengpt_core.hub import HubUnreachable, look_up
 from flattengpt_core.texts import TEXTS
+from jobs.sealing import Sealer
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from jobs.webhook_target import TargetRules, parse
 
 log = structlog.get_logger()
 
@@ -26,12 +28,14 @@ class Admission:
 def admit(spec: JobSpec, settings: Settings) -> Admission:
     """Refuse a request that names a missing or unsupported model, an impossible target or an unknown text.
 
+    So is a webhook that could not be signed, or must not be sent to.
     A Hub that does not answer is no reason to refuse: loading will tell.
 
     Raises:
         FlattenGPTError: with the field that is to blame.
     """
     _check_texts(spec)
+    _check_webhook(spec, settings)
     located = resolve(spec.model, settings.models_dir)
     if not isinstance(located, HubModel):
         spec.goal(inspect(located.path).num_layers)
@@ -55,6 +59,13 @@ def _layers_of(config: Any, model: str) -> int:
     if not isinstance(layers, int) or layers < 1:
         raise UnsupportedModel(f"config.json of {model} has no valid num_hidden_layers ({layers!r}).", field="model")
     return layers
+
+
+def _check_webhook(spec: JobSpec, settings: Settings) -> None:
+    """Refuse a webhook that could not be signed, or must not be sent to; what its name resolves to comes later."""
+    if spec.webhook is not None:
+        TargetRules.of(settings).check(parse(spec.webhook.url))
+        Sealer(settings).check()
 
 
 def _check_texts(spec: JobSpec) -> None:

@@ -18,15 +18,18 @@ from api.host_guard import HostGuard
 from api.news import NewsDesk
 from api.rate_limit import RateLimit, RateLimitHeaders
 from api.request_log import RequestLog
-from api.routes import artifacts, events, jobs, metrics, service
+from api.routes import artifacts, events, jobs, metrics, service, webhooks
 from api.state import State
 from jobs import tracing
 from jobs.artifacts import ArtifactStore
 from jobs.broker import make_announcer
 from jobs.database import make_engine
 from jobs.keys import KeyStore
+from jobs.outbox import Outbox
+from jobs.sealing import Sealer
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.webhook_secrets import WebhookSecrets
 
 _DESCRIPTION = """
 Send `POST /jobs` with a model and a target size, follow the job, and get back a stock checkpoint with fewer layers,
@@ -84,6 +87,8 @@ def create_app(settings: Settings) -> FastAPI:
         make_announcer(settings),
         NewsDesk(store),
         RateLimit(settings),
+        Outbox(engine),
+        WebhookSecrets(engine, Sealer(settings)),
     )
     problems.install(app)
     if settings.auth == "none":
@@ -94,7 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RateLimitHeaders)
     if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
         app.add_middleware(CORSMiddleware, allow_origins=origins, **_CORS)
-    for module in (jobs, events, artifacts, service, metrics):
+    for module in (jobs, events, artifacts, webhooks, service, metrics):
         app.include_router(module.router)
     _describe_problems(app)
     return app

@@ -51,6 +51,13 @@ async def _jobs(parts: Parts, key: Annotated[KeyRecord | None, Security(api_key)
     return parts.store if key is None else parts.store.of(key.id, sees_all=key.is_admin)
 
 
+async def _owner(key: Annotated[KeyRecord | None, Security(api_key)]) -> str:
+    return "" if key is None else key.id
+
+
+Owner = Annotated[str, Security(_owner, scopes=[Scope.JOBS_WRITE])]
+"""Whose jobs the request's key makes."""
+
 ReadableJobs = Annotated[JobStore, Security(_jobs, scopes=[Scope.JOBS_READ])]
 WritableJobs = Annotated[JobStore, Security(_jobs, scopes=[Scope.JOBS_WRITE])]
 """The jobs as the request's key may see them. Routes take them from here, never from `Parts`."""

@@ -5,9 +5,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.outbox import Delivery, DeliveryStatus
 from jobs.records import EventRecord, JobRecord
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
+from jobs.webhook_secrets import SigningSecret
 
 
 class Artifact(BaseModel):
@@ -100,6 +102,8 @@ class JobReply(BaseModel):
             links["cancel"] = f"{here}/cancel"
         if job.status in (JobStatus.FAILED, JobStatus.CANCELLED):
             links["retry"] = f"{here}/retry"
+        if job.request.get("webhook"):
+            links["webhooks"] = f"{here}/webhooks"
         if job.published_url:
             links["published"] = job.published_url
         return cls(
@@ -155,6 +159,49 @@ class ArtifactPage(BaseModel):
     """All files of a result."""
 
     artifacts: list[Artifact]
+
+
+class DeliveryReply(BaseModel):
+    """A message to the job's webhook."""
+
+    id: str = Field(
+        description="The message's `webhook-id`, the same at each try.", examples=["msg_01M8715SXX5VDXZSFJX3F7CKD1"]
+    )
+    seq: int = Field(description="The event that it tells of.")
+    type: str = Field(examples=["job.succeeded"])
+    status: DeliveryStatus
+    attempts: int = Field(description="How often it was tried.")
+    answer: str | None = Field(description="What the last try met.", examples=["HTTP 200"])
+    created_at: datetime
+    last_try_at: datetime | None
+    next_try_at: datetime | None = Field(description="Null unless it is pending.")
+    delivered_at: datetime | None
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> "DeliveryReply":
+        """The reply for a message."""
+        return cls.model_validate(delivery, from_attributes=True)
+
+
+class DeliveryPage(BaseModel):
+    """All messages of a job that are kept, in the order of their events."""
+
+    deliveries: list[DeliveryReply]
+
+
+class SigningSecretReply(BaseModel):
+    """What the webhooks of the key's jobs are signed with."""
+
+    secret: str = Field(description="For a library of Standard Webhooks.", examples=["whsec_..."])
+    created_at: datetime
+    previous_until: datetime | None = Field(description="How long the secret before this one signs beside it.")
+
+    @classmethod
+    def of(cls, found: SigningSecret) -> "SigningSecretReply":
+        """The reply for a secret; the one place where it is in clear."""
+        return cls(
+            secret=found.secret.get_secret_value(), created_at=found.created_at, previous_until=found.previous_until
+        )
 
 
 def artifacts_of(job: JobRecord) -> list[Artifact]:

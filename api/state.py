@@ -10,8 +10,10 @@ from api.rate_limit import RateLimit
 from jobs.artifacts import ArtifactStore
 from jobs.broker import CeleryAnnouncer
 from jobs.keys import KeyStore
+from jobs.outbox import Outbox
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.webhook_secrets import WebhookSecrets
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class State:
     announcer: CeleryAnnouncer
     news: NewsDesk
     rate_limit: RateLimit
+    outbox: Outbox
+    webhook_secrets: WebhookSecrets
 
 
 def _state(request: Request) -> State:

@@ -63,7 +63,7 @@ def compress_here(
             device=device,
             dtype=spec.dtype,
             progress=StageBars(bar),
-            request=spec.as_request(),
+            request=spec.as_published(),
             base_model=spec.model.removeprefix("local:"),
             work=work,
             accelerate_config=accelerate_config,

@@ -16,6 +16,7 @@ from jobs.database import make_engine, upgrade
 from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.sweeper import sweep_until
+from worker.webhooks import delivering
 
 OPEN_REQUESTS_SECONDS = 2
 """How long requests that are still open, such as event streams, may delay the stop."""
@@ -64,7 +65,8 @@ def _beside(settings: Settings) -> Iterator[None]:
         yield
         return
     stop = threading.Event()
-    store = JobStore(make_engine(settings.database))
+    engine = make_engine(settings.database)
+    store = JobStore(engine)
     sweeper = threading.Thread(
         target=sweep_until, args=(stop, store, make_announcer(settings), settings), name="sweeper"
     )
@@ -73,7 +75,8 @@ def _beside(settings: Settings) -> Iterator[None]:
     sweeper.start()
     keeper.start()
     try:
-        yield
+        with delivering(settings, engine):
+            yield
     finally:
         stop.set()
         keeper.stop()

@@ -60,17 +60,20 @@ def worker(
 
 @app.command()
 def sweep() -> None:
-    """Find lost jobs and wake workers for them, until stopped. Safe to run several times at once."""
+    """Find lost jobs, wake workers for them, and deliver webhooks, until stopped. Safe to run several times at once."""
     settings = _set_up(while_stdin_open=False)
     from jobs.broker import make_announcer
     from jobs.database import make_engine
     from jobs.store import JobStore
     from jobs.sweeper import sweep_until
+    from worker.webhooks import delivering
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    sweep_until(stop, JobStore(make_engine(settings.database)), make_announcer(settings), settings)
+    engine = make_engine(settings.database)
+    with delivering(settings, engine):
+        sweep_until(stop, JobStore(engine), make_announcer(settings), settings)
 
 
 @app.command()

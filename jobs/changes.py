@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, select, update
 from sqlalchemy.orm import Session
 
-from jobs import tallies
+from jobs import outbox, tallies
 from jobs.clock import now_plus
 from jobs.errors import LeaseLost, WorkerLost
 from jobs.records import Event, Lease
@@ -39,11 +39,12 @@ def lost(lease: Lease) -> LeaseLost:
 
 
 def append(session: Session, job_id: str, events: Sequence[Event]) -> None:
-    """Add events under the job row's lock, which numbers them without gaps."""
+    """Add events, and what webhooks are told of them, under the job row's lock, which numbers them without gaps."""
     for event in events:
         bump = update(Job).where(Job.id == job_id).values(last_event=Job.last_event + 1)
         seq, attempt = session.execute(bump.returning(Job.last_event, Job.attempt)).one()
         session.add(JobEvent(job_id=job_id, seq=seq, attempt=attempt, type=event.type, data=event.data))
+        outbox.add(session, job_id, seq, event.type)
     session.flush()
 
 

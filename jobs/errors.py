@@ -75,6 +75,18 @@ class KeyNameTaken(FlattenGPTError):
     title = "Another API key has this name"
 
 
+class DeliveryNotFound(FlattenGPTError):
+    code = "delivery_not_found"
+    status = 404
+    title = "The job has no such webhook delivery"
+
+
+class SealingUnavailable(FlattenGPTError):
+    code = "sealing_unavailable"
+    status = 503
+    title = "The service cannot keep secrets"
+
+
 class LeaseLost(FlattenGPTError):
     """A write came from an attempt that no longer owns the job; the writer must stop."""
 

@@ -15,6 +15,7 @@ _SECRETS = re.compile(
     | hf_(?:oauth|jwt)_[\w.-]+        # one that the Hub made for an application
     | api_org_[A-Za-z0-9]{20,}        # an organisation's, as they once were
     | fgpt_\w{20,}                    # an API key of this service
+    | whsec_[A-Za-z0-9+/=]{20,}       # what webhooks are signed with
     | (?i:(?<=bearer\ ))[A-Za-z0-9._~+/=-]{16,}  # an Authorization header's
     """,
     re.VERBOSE,

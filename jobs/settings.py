@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     max_memory_bytes: int = Field(default=0, ge=0, description="memory for a job; 0: the machine's or its cgroup's")
     keep_artifacts_days: float = Field(default=0, ge=0, description="artifacts and logs go after this; 0: never")
 
+    secret_keys: SecretStr = Field(
+        default=SecretStr(""), description="seal stored secrets: the first seals, all open; a file if embedded"
+    )
+    webhook_allow_private: bool = Field(default=False, description="webhooks may go to addresses inside")
+    webhook_allow_http: bool = Field(default=False, description="webhooks may go without TLS")
+
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="for people or for machines; if not set, console on a terminal and else json"
     )

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from flattengpt_core.depth import layers_to_keep
 from flattengpt_core.methods import METHODS
 from flattengpt_core.options import TARGETS, Budget, Target
+from jobs import webhook_target
 
 # No control characters: PostgreSQL cannot store NUL, and nobody means the others.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
@@ -17,6 +18,7 @@ TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{
 RepoId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 # SQLite finds no other keys in JSON.
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
+WebhookEvent = Literal["started", "succeeded", "failed", "cancelled"]
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=_PRINTABLE)]
 
 
@@ -118,6 +120,23 @@ class PublishSpec(_Part):
     private: bool = True
 
 
+class WebhookSpec(_Part):
+    url: str = Field(
+        max_length=webhook_target.MAX_URL,
+        description="Where to POST a message; `https`, and on the public internet unless the operator allows others.",
+        examples=["https://example.org/hooks/flattengpt"],
+    )
+    events: tuple[WebhookEvent, ...] = Field(
+        default=("succeeded", "failed", "cancelled"), min_length=1, max_length=4, description="What to tell of."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_sent_to(cls, url: str) -> str:
+        webhook_target.parse(url)
+        return url
+
+
 class JobSpec(_Part):
     """A request to compress a model. Exactly one of `sparsity`, `layers` and `target` is given."""
 
@@ -150,6 +169,7 @@ class JobSpec(_Part):
     recovery: RecoverySpec = RecoverySpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     publish: PublishSpec | None = None
+    webhook: WebhookSpec | None = Field(default=None, description="Who is told of the job's end.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="What is saved.")
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=16)
 
@@ -182,3 +202,7 @@ class JobSpec(_Part):
     def as_request(self) -> dict[str, Any]:
         """The request as JSON, every default filled in."""
         return self.model_dump(mode="json")
+
+    def as_published(self) -> dict[str, Any]:
+        """As `as_request`, for whoever gets the result: without the webhook, whose URL may hold a token."""
+        return self.as_request() | {"webhook": None}

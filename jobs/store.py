@@ -96,7 +96,7 @@ class JobStore:
         return self._submit(spec, commit=job.commit, idempotency_key=idempotency_key, retry_of=job_id)
 
     def delete(self, job_id: str) -> None:
-        """Remove the job and its events; its artifacts are the caller's to remove before.
+        """Remove the job, its events and webhook messages; its artifacts are the caller's to remove before.
 
         Raises:
             JobNotFound, Conflict: no such job, or it has not ended.

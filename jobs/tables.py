@@ -1,4 +1,4 @@
-"""The tables: a job, the events of its life, and API keys. Columns only; queries are in `store` and `keys`."""
+"""The tables: a job, the events of its life, API keys, and webhooks. Columns only; queries are elsewhere."""
 
 from datetime import datetime
 from typing import Any
@@ -111,6 +111,49 @@ class JobEvent(Base):
     attempt: Mapped[int]
     type: Mapped[str] = mapped_column(String(32))
     data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now_plus())
+
+
+class WebhookDelivery(Base):
+    """A message to a job's webhook; see `outbox`. Its URL is in the job's request, its contents are the event's."""
+
+    __tablename__ = "webhook_delivery"
+    __table_args__ = (
+        CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="status"),
+        UniqueConstraint("job_id", "seq"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    """`msg_` and a ULID: the same each time that the message is sent."""
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"))
+    seq: Mapped[int]
+    """The event's."""
+    type: Mapped[str] = mapped_column(String(32))
+    status: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column(default=0)
+    """Bumped by each sender that takes the message; a failure counts only from the newest one."""
+    tries_left: Mapped[int]
+    """Before it is given up; a replay gives all of them again."""
+    next_try_at: Mapped[datetime | None] = mapped_column(index=True)
+    """NULL unless pending. While a sender is at it: when another one may take over."""
+    last_try_at: Mapped[datetime | None]
+    answer: Mapped[str | None] = mapped_column(String(128))
+    """What the last try met, in a few words of ours: nothing that a receiver says."""
+    created_at: Mapped[datetime] = mapped_column(default=now_plus(), index=True)
+    delivered_at: Mapped[datetime | None]
+
+
+class WebhookSecret(Base):
+    """What the webhooks of one owner's jobs are signed with, sealed; see `webhook_secrets`."""
+
+    __tablename__ = "webhook_secret"
+
+    owner: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """As a job's."""
+    sealed: Mapped[str] = mapped_column(String(512))
+    previous: Mapped[str | None] = mapped_column(String(512))
+    """The one before, sealed, which signs beside the new one for a while."""
+    previous_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=now_plus())
 
 

@@ -144,7 +144,7 @@ def compressed(attempt: Attempt, model: Path, num_layers: int, result: Path) -> 
         device="auto",
         dtype=spec.dtype,
         progress=attempt.reporter,
-        request=spec.as_request(),
+        request=spec.as_published(),
         base_model=spec.model.removeprefix("local:"),
         work=state_dir(attempt.settings, attempt.lease),
     )

@@ -173,7 +173,7 @@ async def retry(
 
 @router.delete("/{job_id}", status_code=204, operation_id="deleteJob", responses=responses(404, 409, 503))
 def remove(job_id: str, parts: Parts, jobs: WritableJobs) -> None:
-    """Remove a job that has ended, with its artifacts and events. Repeat it if it was interrupted."""
+    """Remove a job that has ended, with its artifacts, events and webhook messages. Repeat it if it was interrupted."""
     job = jobs.get(job_id)
     if job.ended:
         parts.artifacts.delete(job_id)

@@ -57,7 +57,8 @@ def operations(api: httpx.Client) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Method, a path that can be asked for, and the OpenAPI entry of every operation."""
     for path, methods in api.get("/openapi.json").json()["paths"].items():
         for method, operation in methods.items():
-            yield method.upper(), path.replace("{job_id}", NO_JOB).replace("{path}", "config.json"), operation
+            named = path.format(job_id=NO_JOB, path="config.json", delivery_id=f"msg_{NO_JOB}")
+            yield method.upper(), named, operation
 
 
 def scope_of(operation: dict[str, Any]) -> str | None:
@@ -94,6 +95,7 @@ def test_openapi_says_which_key_each_operation_asks_for(api: TestClient) -> None
     assert found == {
         "health": None, "readiness": None, "listFamilies": [{"ApiKey": []}], "metrics": [{"ApiKey": ["admin"]}],
         "listJobs": reads, "getJob": reads, "listJobEvents": reads, "listJobArtifacts": reads, "getJobArtifact": reads,
+        "listJobWebhooks": reads, "replayJobWebhook": writes, "getWebhookSecret": writes, "rotateWebhookSecret": writes,
         "submitJob": writes, "cancelJob": writes, "retryJob": writes, "deleteJob": writes,
     }  # fmt: skip
     for _, path, operation in operations(api):
@@ -200,6 +202,7 @@ def test_a_key_meets_its_own_jobs_and_no_others(
     calls = [
         ("GET", here), ("GET", f"{here}/events"), ("GET", f"{here}/artifacts"),
         ("GET", f"{here}/artifacts/config.json"), ("POST", f"{here}/cancel"), ("POST", f"{here}/retry"),
+        ("GET", f"{here}/webhooks"), ("POST", f"{here}/webhooks/msg_{NO_JOB}/replay"),
         ("DELETE", here),
     ]  # fmt: skip
     for method, path in calls:

@@ -214,6 +214,11 @@ def test_openapi_describes_what_is_answered(document: dict[str, Any], api: TestC
     validator(document, "JobPage").validate(api.get("/jobs").json())
     validator(document, "EventPage").validate(api.get(f"/jobs/{job_id}/events").json())
     validator(document, "ArtifactPage").validate(api.get(f"/jobs/{job_id}/artifacts").json())
+    hooked = submitted(api, webhook={"url": "https://example.org/hook"})
+    api.post(f"/jobs/{hooked}/cancel")
+    validator(document, "JobReply").validate(api.get(f"/jobs/{hooked}").json())
+    validator(document, "DeliveryPage").validate(api.get(f"/jobs/{hooked}/webhooks").json())
+    validator(document, "SigningSecretReply").validate(api.get("/webhooks/secret").json())
     validator(document, "Problem").validate(api.get("/jobs/x").json())
     validator(document, "Families").validate(api.get("/families").json())
     assert list(api.get("/jobs/x").json()) == PROBLEM_FIELDS

@@ -18,6 +18,7 @@ API_KEY = "fgpt_" + "a2" * 8 + "_" + "b7" * 20 + "0f0f0f0f"
         "hf_oauth_eyJhbGciOi.JFZERTQSJ9-x.sig_nature",
         "hf_jwt_eyJhbGciOi.JFZERTQSJ9",
         "api_org_" + "x" * 34,
+        "whsec_" + "aB3+/9=" * 6,
     ],
 )
 @pytest.mark.parametrize("text", ["{}", "token={}, and more", "https://user:{}@host/x?key={}", "('{}',)", "a\n{}\tb"])

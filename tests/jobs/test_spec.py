@@ -48,6 +48,7 @@ FULL: dict[str, Any] = {
         "benchmark_prefill_tokens": 512,
     },
     "publish": {"repo_id": "org/name-flat24", "private": True},
+    "webhook": {"url": "https://example.org/hook?token=t", "events": ["succeeded", "failed", "cancelled"]},
     "dtype": "auto",
     "labels": {"team": "search"},
 }
@@ -64,9 +65,13 @@ def test_a_full_request_comes_back_unchanged() -> None:
     assert JobSpec.model_validate(FULL).as_request() == FULL
 
 
+def test_whoever_gets_the_result_is_not_told_of_the_webhook() -> None:
+    assert JobSpec.model_validate(FULL).as_published() == FULL | {"webhook": None}
+
+
 def test_defaults_are_filled_in() -> None:
     request = JobSpec(model="org/name", sparsity=0.2).as_request()
-    assert request == FULL | {"revision": "main", "publish": None, "labels": {}}
+    assert request == FULL | {"revision": "main", "publish": None, "webhook": None, "labels": {}}
     assert JobSpec.model_validate(request).as_request() == request
 
 
@@ -159,7 +164,12 @@ def test_sparsity_is_a_share(sparsity: Any) -> None:
         ("labels.a", {"labels": {"a": "x\0"}}),
         ("labels.a", {"labels": {"a": "x" * 513}}),
         ("labels.a", {"labels": {"a": {"nested": True}}}),
-        ("webhook", {"webhook": {"url": "https://example.org"}}),
+        ("webhook.url", {"webhook": {}}),
+        ("webhook.url", {"webhook": {"url": "ftp://example.org"}}),
+        ("webhook.url", {"webhook": {"url": "https://user:password@example.org"}}),
+        ("webhook.events", {"webhook": {"url": "https://example.org", "events": []}}),
+        ("webhook.events.1", {"webhook": {"url": "https://example.org", "events": ["failed", "progress"]}}),
+        ("webhook.secret", {"webhook": {"url": "https://example.org", "secret": "whsec_mine"}}),
         ("calibration.sample", {"calibration": {"sample": 3}}),
         ("publish.token", {"publish": {"repo_id": "org/name", "token": "hf_secret"}}),
     ],
