@@ -14,15 +14,18 @@ from api import problems
 from api.body_limit import BodyLimit
 from api.host_guard import HostGuard
 from api.request_log import RequestLog
-from api.routes import artifacts, events, jobs, metrics, service
+from api.routes import artifacts, datasets, events, jobs, metrics, models, service
 from api.state import State
+from api.uploads import Uploads
 from jobs import tracing
 from jobs.artifacts import ArtifactStore
 from jobs.broker import make_announcer
 from jobs.database import make_engine
 from jobs.keys import KeyStore
+from jobs.model_store import ModelStore
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.text_store import TextStore
 
 _DESCRIPTION = """
 Send `POST /jobs` with a model and a target size, follow the job, and get back a stock checkpoint with fewer layers,
@@ -61,14 +64,22 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_telemetry(tracing.start(settings, "api")),
     )
     app.state.parts = State(
-        settings, store, KeyStore(engine), ArtifactStore(settings.artifacts), make_announcer(settings)
+        settings,
+        store,
+        KeyStore(engine),
+        ArtifactStore(settings.artifacts),
+        make_announcer(settings),
+        ModelStore(settings),
+        TextStore(settings),
+        Uploads(),
     )
     problems.install(app)
     if settings.auth == "none":
         # The loopback address is the only guard then: a page in a browser must not get past it by DNS rebinding.
         app.add_middleware(HostGuard)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    for module in (jobs, events, artifacts, service, metrics):
+    limits = {"/models/": settings.max_model_bytes, "/datasets/": settings.max_dataset_bytes}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, uploads=limits)
+    for module in (jobs, events, artifacts, models, datasets, service, metrics):
         app.include_router(module.router)
     _describe_problems(app)
     return app

@@ -5,11 +5,14 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.uploads import Uploads
 from jobs.artifacts import ArtifactStore
 from jobs.broker import CeleryAnnouncer
 from jobs.keys import KeyStore
+from jobs.model_store import ModelStore
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.text_store import TextStore
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class State:
     keys: KeyStore
     artifacts: ArtifactStore
     announcer: CeleryAnnouncer
+    models: ModelStore
+    texts: TextStore
+    uploads: Uploads
 
 
 def _state(request: Request) -> State:
