@@ -1,6 +1,7 @@
 """Hands the body of a request, while it comes in, to a thread that writes it down. Knows nothing of what is in it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 import anyio
@@ -9,10 +10,14 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from flattengpt_core.errors import FlattenGPTError
+
 AT_ONCE = 8
 """Uploads that are read at once; further ones wait. They have threads of their own, so that other requests do not."""
 SILENCE_SECONDS = 60
 """A client that sends nothing for so long has its upload ended."""
+LINGER_SECONDS = 5
+"""How long the rest of a refused upload is still taken in."""
 
 T = TypeVar("T")
 
@@ -45,7 +50,14 @@ class Uploads:
             # An empty block of the stream is its last one.
             return iter(lambda: from_thread.run(following), b"")
 
-        return await to_thread.run_sync(lambda: work(blocks()), limiter=self._threads)
+        try:
+            return await to_thread.run_sync(lambda: work(blocks()), limiter=self._threads)
+        except FlattenGPTError:
+            # A client that is still sending when the connection is closed may never see the answer.
+            with anyio.move_on_after(LINGER_SECONDS), suppress(HTTPException):
+                while await following():
+                    pass
+            raise
 
 
 def content_type(request: Request) -> str:

@@ -141,7 +141,7 @@ def _wanted(entry: tarfile.TarInfo, folder: Path, largest: Callable[[str], int |
     name = entry.name.removeprefix("./")
     if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.sparse is not None or entry.size < 0:
         raise UploadRefused(
-            f"{name!r} is {_kind(entry)}: send the files alone, e.g. with `tar -c *` in their folder.", field=name
+            f"{name!r} is {_kind(entry)}: send the files alone, e.g. with `tar -cf - *` in their folder.", field=name
         )
     most = largest(name)
     if most is not None and entry.size > most:

@@ -78,7 +78,7 @@ def _object(file: Path) -> dict[str, Any]:
 
 def _reason(name: str) -> str:
     if "/" in name or "\\" in name:
-        return "a model is a flat folder; pack its files without the folder's name, e.g. with `tar -c *` in it."
+        return "a model is a flat folder; pack its files without the folder's name, e.g. with `tar -cf - *` in it."
     if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".h5", ".msgpack")):
         return "only .safetensors holds weights that cannot run anything; convert them first."
     if name.endswith(".gguf"):

@@ -451,6 +451,14 @@ def test_a_model_that_is_too_large(live: httpx.Client, left: Callable[[], list[s
 
 
 @on_sqlite
+def test_a_client_that_is_still_sending_gets_its_answer(live: httpx.Client) -> None:
+    """And the connection goes on."""
+    body = tar({"run.py": b"", "model.safetensors": bytes(MAX - 20_000)})
+    for _ in range(5):
+        problem(put(live, "bad", body), 422, "upload_refused", "run.py")
+
+
+@on_sqlite
 def test_a_body_that_is_cut_off_leaves_nothing(live: httpx.Client, files: Files, left: Callable[[], list[str]]) -> None:
     body = tar(files)
     cut_off(live, "/models/cut", TAR, body[: len(body) // 2], announced=len(body))
