@@ -89,7 +89,7 @@ class Shelf:
             _sync(made)
         target = self.folder / made.name
         with self._locked():
-            taken = [name for name in (made.name, *rivals) if (self.folder / name).exists()]
+            taken = [name for name in (made.name, *rivals) if os.path.lexists(self.folder / name)]
             if not taken:
                 made.rename(target)
                 _sync(self.folder)
@@ -97,8 +97,7 @@ class Shelf:
         if taken == [made.name] and _same(made, target):
             return False
         raise NameTaken(
-            f"There is another one of that name: what is stored never changes. Delete it first, or choose another name "
-            f"than {Path(taken[0]).stem!r}.",
+            "There is another one of that name, and what is stored never changes: delete it first, or choose another name.",
             field="name",
         )
 

@@ -9,12 +9,13 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from api import uploads
 from flattengpt_core.texts import load_text
 from jobs import text_store
 from jobs.settings import Settings
 from jobs.store import JobStore
 from tests.api.conftest import REQUEST, on_sqlite, problem, submitted
-from tests.api.raw_upload import cut_off, eventually, left_in
+from tests.api.raw_upload import cut_off, eventually, left_in, stalled
 from tests.api.test_jobs import taken
 from tests.api.test_service import opened
 
@@ -163,6 +164,14 @@ def test_a_body_that_is_cut_off_leaves_nothing(live: httpx.Client, folder: Path)
     cut_off(live, "/datasets/short", "text/plain", TEXT * 2, announced=len(TEXT))
     assert eventually(lambda: left_in(folder) == ["short.txt"])
     assert (folder / "short.txt").read_bytes() == TEXT
+
+
+@on_sqlite
+def test_a_client_that_falls_silent(live: httpx.Client, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "SILENCE_SECONDS", 0.2)
+    answer = stalled(live, "/datasets/slow", "text/plain", TEXT, announced=len(TEXT) + 1)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert left_in(folder) == []
 
 
 @on_sqlite
