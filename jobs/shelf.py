@@ -97,7 +97,8 @@ class Shelf:
         if taken == [made.name] and _same(made, target):
             return False
         raise NameTaken(
-            "There is another one of that name, and what is stored never changes: delete it first, or choose another name.",
+            "There is another one of that name, and what is stored never changes: delete it first, or choose another "
+            "name.",
             field="name",
         )
 

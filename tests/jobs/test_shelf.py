@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_name_is_given_once(shelf: Shelf) -> None:
         except NameTaken:
             return "taken"
 
-    outcomes = at_once([lambda index=index: compete(index) for index in range(8)])  # type: ignore[misc]
+    outcomes = at_once(*(partial(compete, index) for index in range(8)))
     assert sorted(outcomes) == ["new", "same", *["taken"] * 6]
     assert shelf.names() == ["a"]
     assert scratches(shelf) == []
