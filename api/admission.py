@@ -1,6 +1,7 @@
 """Checks a request against the model it names, before any work: a job that cannot succeed is refused at once."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -9,7 +10,8 @@ from flattengpt_core import families
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
 from flattengpt_core.errors import CalibrationNotFound, UnsupportedModel
 from flattengpt_core.hub import HubUnreachable, look_up
-from flattengpt_core.texts import TEXTS
+from flattengpt_core.local_names import LOCAL
+from flattengpt_core.texts import TEXTS, local_text, refuse_reported_calibration
 from jobs.sealing import Sealer
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -34,7 +36,7 @@ def admit(spec: JobSpec, settings: Settings) -> Admission:
     Raises:
         FlattenGPTError: with the field that is to blame.
     """
-    _check_texts(spec)
+    _check_texts(spec, settings.texts_dir)
     _check_webhook(spec, settings)
     located = resolve(spec.model, settings.models_dir)
     if not isinstance(located, HubModel):
@@ -68,13 +70,17 @@ def _check_webhook(spec: JobSpec, settings: Settings) -> None:
         Sealer(settings).check()
 
 
-def _check_texts(spec: JobSpec) -> None:
+def _check_texts(spec: JobSpec, texts_dir: Path) -> None:
     asked = {"calibration.dataset": spec.calibration.dataset.split("+")}
     asked["evaluation.perplexity"] = list(spec.evaluation.perplexity)
     for field, names in asked.items():
         for name in names:
-            if name not in TEXTS:
-                raise CalibrationNotFound(
-                    f"{name!r} is no text this service knows; known are {', '.join(TEXTS)}.",
-                    field=field,
-                )
+            if name not in TEXTS and local_text(name, texts_dir) is None:
+                raise CalibrationNotFound(_unknown(name), field=field)
+    refuse_reported_calibration(spec.calibration.dataset, spec.evaluation.perplexity, texts_dir)
+
+
+def _unknown(name: str) -> str:
+    if name.startswith(LOCAL):
+        return f"There is no local text {name!r}: put it there first (PUT /datasets/NAME)."
+    return f"{name!r} is no text this service knows; known are {', '.join(TEXTS)}, and {LOCAL}NAME of uploaded ones."

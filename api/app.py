@@ -18,17 +18,20 @@ from api.host_guard import HostGuard
 from api.news import NewsDesk
 from api.rate_limit import RateLimit, RateLimitHeaders
 from api.request_log import RequestLog
-from api.routes import artifacts, events, jobs, metrics, service, webhooks
+from api.routes import artifacts, datasets, events, jobs, metrics, models, service, webhooks
 from api.state import State
+from api.uploads import Uploads
 from jobs import tracing
 from jobs.artifacts import ArtifactStore
 from jobs.broker import make_announcer
 from jobs.database import make_engine
 from jobs.keys import KeyStore
+from jobs.model_store import ModelStore
 from jobs.outbox import Outbox
 from jobs.sealing import Sealer
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.text_store import TextStore
 from jobs.webhook_secrets import WebhookSecrets
 
 _DESCRIPTION = """
@@ -89,17 +92,21 @@ def create_app(settings: Settings) -> FastAPI:
         RateLimit(settings),
         Outbox(engine),
         WebhookSecrets(engine, Sealer(settings)),
+        ModelStore(settings),
+        TextStore(settings),
+        Uploads(),
     )
     problems.install(app)
     if settings.auth == "none":
         # The loopback address is the only guard then: a page in a browser must not get past it by DNS rebinding.
         app.add_middleware(HostGuard)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    limits = {"/models/": settings.max_model_bytes, "/datasets/": settings.max_dataset_bytes}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, uploads=limits)
     app.add_middleware(CompressedDocuments)
     app.add_middleware(RateLimitHeaders)
     if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
         app.add_middleware(CORSMiddleware, allow_origins=origins, **_CORS)
-    for module in (jobs, events, artifacts, webhooks, service, metrics):
+    for module in (jobs, events, artifacts, models, datasets, webhooks, service, metrics):
         app.include_router(module.router)
     _describe_problems(app)
     return app

@@ -63,4 +63,5 @@ WritableJobs = Annotated[JobStore, Security(_jobs, scopes=[Scope.JOBS_WRITE])]
 """The jobs as the request's key may see them. Routes take them from here, never from `Parts`."""
 
 any_key, admin_key = Security(api_key), Security(api_key, scopes=[Scope.ADMIN])
+reading_key, uploading_key = Security(api_key, scopes=[Scope.JOBS_READ]), Security(api_key, scopes=[Scope.MODELS_WRITE])
 """For routes that need nothing but the permission."""

@@ -7,12 +7,15 @@ from fastapi import Depends, Request
 
 from api.news import NewsDesk
 from api.rate_limit import RateLimit
+from api.uploads import Uploads
 from jobs.artifacts import ArtifactStore
 from jobs.broker import CeleryAnnouncer
 from jobs.keys import KeyStore
+from jobs.model_store import ModelStore
 from jobs.outbox import Outbox
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.text_store import TextStore
 from jobs.webhook_secrets import WebhookSecrets
 
 
@@ -29,6 +32,9 @@ class State:
     rate_limit: RateLimit
     outbox: Outbox
     webhook_secrets: WebhookSecrets
+    models: ModelStore
+    texts: TextStore
+    uploads: Uploads
 
 
 def _state(request: Request) -> State:

@@ -65,6 +65,7 @@ def compress_here(
             progress=StageBars(bar),
             request=spec.as_published(),
             base_model=spec.model.removeprefix("local:"),
+            texts_dir=settings.texts_dir,
             work=work,
             accelerate_config=accelerate_config,
         )

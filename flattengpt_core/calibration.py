@@ -1,6 +1,7 @@
 """Text to token windows. Knows nothing of models beyond a tokenizer's ids."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,8 +29,13 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
 
 
-def evaluation_windows(tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation) -> dict[str, Tensor]:
+def evaluation_windows(
+    tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation, texts_dir: Path | None = None
+) -> dict[str, Tensor]:
     """The windows (n, length) of the held-out part of each text that `evaluation` names.
+
+    Args:
+        texts_dir: as for `texts.load_text`.
 
     Raises:
         CalibrationNotFound: a text is missing or holds less than one window.
@@ -37,7 +43,7 @@ def evaluation_windows(tokenizer: PreTrainedTokenizerBase, evaluation: Evaluatio
     length = evaluation.sequence_length
     windows = {}
     for name in evaluation.perplexity:
-        windows[name] = cut_windows(token_ids(tokenizer, load_text(name, "evaluation")), length)
+        windows[name] = cut_windows(token_ids(tokenizer, load_text(name, "evaluation", texts_dir)), length)
         if not len(windows[name]):
             raise CalibrationNotFound(
                 f"The text {name!r} is shorter than one window of {length} tokens: use a longer text or a shorter "
@@ -64,16 +70,23 @@ def subsample(folds: Sequence[Tensor], tokens: int) -> Tensor:
 class TextWindows:
     """The calibration parts of the texts that `calibration` names, in shuffled windows of its length.
 
+    Args:
+        texts_dir: as for `texts.load_text`.
+
     Raises:
         CalibrationNotFound: a text is missing.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, calibration: Calibration) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, calibration: Calibration, texts_dir: Path | None = None
+    ) -> None:
         self._calibration = calibration
         self._generator = torch.Generator().manual_seed(calibration.seed)
         self._windows = {
             name: self._shuffled(
-                cut_windows(token_ids(tokenizer, load_text(name, "calibration")), calibration.sequence_length)
+                cut_windows(
+                    token_ids(tokenizer, load_text(name, "calibration", texts_dir)), calibration.sequence_length
+                )
             )
             for name in calibration.dataset.split("+")
         }

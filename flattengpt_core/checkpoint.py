@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from flattengpt_core import families
 from flattengpt_core.errors import ModelNotFound, UnsupportedModel
+from flattengpt_core.gguf_header import read_header
+from flattengpt_core.local_names import LOCAL, NAME_WORDS, local_name
 
-LOCAL = "local:"
-_LOCAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _FLOATS = {"F32", "F16", "BF16"}
 
@@ -57,11 +57,10 @@ def resolve(model: str, models_dir: Path, *, allow_paths: bool = False) -> Local
         ModelNotFound: the name is malformed, leaves `models_dir` (also by a link), or nothing is there.
     """
     if model.startswith(LOCAL):
-        name = model.removeprefix(LOCAL)
-        if not _LOCAL_NAME.fullmatch(name):
+        name = local_name(model)
+        if name is None:
             raise ModelNotFound(
-                f"{model!r} is not a local model's name: after 'local:' comes one name of letters, digits, "
-                "'.', '_' and '-', without folders.",
+                f"{model!r} is not a local model's name: after {LOCAL!r} comes {NAME_WORDS}, without folders.",
                 field="model",
             )
         try:
@@ -190,18 +189,19 @@ def _size(name: str, config: dict[str, Any], key: str, default: int | None) -> i
 
 
 def _inspect_gguf(path: Path) -> CheckpointInfo:
-    from gguf import GGUFReader  # slow to import, and only GGUF files need it
-
     try:
-        reader = GGUFReader(path)
-        architecture = str(reader.fields["general.architecture"].contents())
-        blocks = int(reader.fields[f"{architecture}.block_count"].contents())
-    except (ValueError, KeyError, IndexError, OSError) as error:
+        header = read_header(path)
+        architecture = header.entries["general.architecture"]
+        blocks = header.entries[f"{architecture}.block_count"]
+    except KeyError as error:
+        raise UnsupportedModel(f"{path.name!r} does not say its {error.args[0]}.", field="model") from None
+    except (ValueError, OSError) as error:
         raise UnsupportedModel(f"{path.name!r} is not a readable GGUF file ({error}).", field="model") from None
+    if not isinstance(blocks, int) or blocks < 1:
+        raise UnsupportedModel(f"{path.name!r} has no valid block_count ({blocks!r}).", field="model")
     for family in families.FAMILIES.values():
         if family.gguf_architecture == architecture:
-            parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
-            return CheckpointInfo(path, "gguf", family, blocks, parameters, {})
+            return CheckpointInfo(path, "gguf", family, blocks, header.parameters, {})
     raise UnsupportedModel(
         f"The GGUF architecture {architecture!r} is not supported. {families.supported()}", field="model"
     )

@@ -60,6 +60,7 @@ def compress(
     progress: Progress,
     request: dict[str, Any],
     base_model: str,
+    texts_dir: Path | None = None,
     work: Path | None = None,
     accelerate_config: Path | None = None,
 ) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def compress(
         dtype: what the result is saved as; `auto` keeps the source's.
         request: what was asked for, recorded in the result as it is.
         base_model: the name the model card gives the source.
+        texts_dir: where the texts `local:NAME` are.
         work: keeps intermediate state, so that the same call goes on where it stopped; nothing is kept if None.
         accelerate_config: starts recovery by `accelerate launch` with this file, else it runs in this process.
 
@@ -82,7 +84,7 @@ def compress(
         FlattenGPTError: the model, a text, a task or the target cannot be used.
         Exception: whatever `progress` raises to stop the run; nothing is then left under `out`.
     """
-    refuse_reported_calibration(calibration.dataset, evaluation.perplexity)
+    refuse_reported_calibration(calibration.dataset, evaluation.perplexity, texts_dir)
     where = pick_device(device)
     if accelerate_config is None:  # which says by itself where it trains
         refuse_emulated(recovery, where)
@@ -91,11 +93,11 @@ def compress(
         progress.stage("loading")
         source = Checkpoint(checkpoint_folder(model, aside / "source"))
         tokenizer = source.tokenizer()
-        reported = evaluation_windows(tokenizer, evaluation)
+        reported = evaluation_windows(tokenizer, evaluation, texts_dir)
         tasks = load_tasks(evaluation.tasks)
 
         progress.stage("calibrating")
-        text = TextWindows(tokenizer, calibration)
+        text = TextWindows(tokenizer, calibration, texts_dir)
         folds = text.folds()
 
         windows = text.all()

@@ -1,6 +1,8 @@
 """Where results live: one folder a job behind fsspec, so that API and workers may be on different hosts.
 
-An artifact appears under its name only when it is whole. Knows nothing of the database.
+An artifact appears under its name only when it is whole. On a file system so does the folder; a bucket knows no
+folders, so there the files appear one after another, and the list of them in the job's row, which is written after the
+last, is what says that all are there. Knows nothing of the database.
 """
 
 import hashlib
@@ -15,9 +17,11 @@ from typing import IO, Any, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.errors import ArtifactNotFound
+from jobs.errors import ArtifactNotFound, MissingExtra
 
 _COPY_BYTES = 4 * 1024**2
+_BUCKETS = frozenset(("s3", "s3a"))
+"""Stores of objects, where there are no folders, and the top one is the operator's to make."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,25 @@ class NotRemoved(OSError):
 
 
 class ArtifactStore:
-    """Job results under one fsspec URL."""
+    """Job results under one fsspec URL.
+
+    Raises:
+        MissingExtra: what reads such URLs is not installed.
+    """
 
     def __init__(self, url: str) -> None:
-        self._files, self._root = fsspec.core.url_to_fs(url)
+        try:
+            # What another process puts there is to be seen at once.
+            self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            raise MissingExtra(_what_to_install(url.partition(":")[0]), field="FLATTENGPT_ARTIFACTS_URL") from error
+        self._has_folders = not _BUCKETS.intersection(_protocols(self._files))
 
     def put_folder(self, job_id: str, folder: Path) -> list[Artifact]:
-        """Store all files of `folder`, replacing what an earlier attempt of the job left; in path order."""
+        """Store all files of `folder`, replacing what an earlier attempt of the job left; in path order.
+
+        What fails half way leaves none of it, and what the earlier attempt stored for as long as it can.
+        """
         final, aside = self._path(job_id), self._path(f"{job_id}.partial")
         self._remove(aside)
         artifacts = []
@@ -53,7 +69,7 @@ class ArtifactStore:
                 name = file.relative_to(folder).as_posix()
                 artifacts.append(self._put(file, f"{aside}/{name}", name))
             self._remove(final)
-            self._files.mv(aside, final, recursive=True)
+            self._rename(aside, final, artifacts)
         except BaseException:
             self._remove(aside)  # on a full disk it would keep the next job from its room
             raise
@@ -79,7 +95,7 @@ class ArtifactStore:
 
     def open(self, job_id: str, path: str) -> IO[bytes]:
         """The artifact's bytes, seekable. Raises ArtifactNotFound."""
-        return cast("IO[bytes]", self._files.open(self._existing(job_id, path), "rb"))
+        return cast("IO[bytes]", self._files.open(self._existing(job_id, path), "rb", block_size=_COPY_BYTES))
 
     def delete(self, job_id: str) -> None:
         """Remove all of the job's artifacts, if there are any, also half stored ones.
@@ -104,13 +120,15 @@ class ArtifactStore:
 
     def ping(self) -> None:
         """Make sure the store can be written to; raises OSError if not."""
-        self._files.makedirs(self._root, exist_ok=True)
+        if self._has_folders:
+            self._files.makedirs(self._root, exist_ok=True)
         probe = self._path(".ready")
         self._files.pipe_file(probe, b"")
         self._files.rm_file(probe)
 
     def _put(self, source: Path, target: str, name: str) -> Artifact:
-        self._files.makedirs(posixpath.dirname(target), exist_ok=True)
+        if self._has_folders:
+            self._files.makedirs(posixpath.dirname(target), exist_ok=True)
         with source.open("rb") as reader, self._files.open(target, "wb") as writer:
             digest = _copy(reader, writer)
             if isinstance(self._files, LocalFileSystem):
@@ -127,6 +145,18 @@ class ArtifactStore:
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
+
+    def _rename(self, aside: str, final: str, artifacts: Sequence[Artifact]) -> None:
+        if self._has_folders:
+            self._files.mv(aside, final, recursive=True)
+            return
+        try:
+            for artifact in artifacts:
+                self._files.copy(f"{aside}/{artifact.path}", f"{final}/{artifact.path}")
+        except BaseException:
+            self._remove(final)
+            raise
+        self._remove(aside)
 
     def _remove(self, path: str) -> None:
         if isinstance(self._files, LocalFileSystem):
@@ -158,6 +188,16 @@ def _copy(reader: IO[bytes], writer: IO[bytes]) -> str:
         digest.update(block)
         writer.write(block)
     return digest.hexdigest()
+
+
+def _protocols(files: fsspec.AbstractFileSystem) -> Sequence[str]:
+    return [files.protocol] if isinstance(files.protocol, str) else files.protocol
+
+
+def _what_to_install(scheme: str) -> str:
+    """In words that hold nothing else of the URL, in which there may be a secret."""
+    command = "pip install 'flattengpt[s3]'" if scheme in _BUCKETS else f"fsspec's implementation of {scheme}"
+    return f"An artifact store at {scheme}:// needs a library that is not installed: {command}."
 
 
 def as_json(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:

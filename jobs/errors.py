@@ -1,6 +1,6 @@
 """The errors of a job's life, in the one hierarchy of `flattengpt_core.errors`."""
 
-from flattengpt_core.errors import FlattenGPTError
+from flattengpt_core.errors import FlattenGPTError, InvalidRequest
 
 
 class JobNotFound(FlattenGPTError):
@@ -139,3 +139,44 @@ class PublishConflict(PublishFailed):
     status = 409
     title = "The repository on the Hub is not this job's"
     retryable = False
+
+
+class NotStored(FlattenGPTError):
+    code = "not_stored"
+    status = 404
+    title = "Nothing is stored under this name"
+
+
+class NameTaken(FlattenGPTError):
+    code = "name_taken"
+    status = 409
+    title = "Something else is stored under this name"
+
+
+class InUse(FlattenGPTError):
+    code = "in_use"
+    status = 409
+    title = "A job that has not ended names it"
+
+
+class UploadRefused(InvalidRequest):
+    code = "upload_refused"
+    title = "The upload cannot be used"
+
+
+class UploadTooLarge(FlattenGPTError):
+    code = "content_too_large"
+    status = 413
+    title = "Content Too Large"
+
+
+class NoRoom(FlattenGPTError):
+    code = "no_room"
+    status = 507
+    title = "The service's disk has no room for the upload"
+    retryable = True
+
+
+class MissingExtra(FlattenGPTError):
+    code = "missing_extra"
+    title = "A part of the installation is missing"

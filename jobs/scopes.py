@@ -8,4 +8,5 @@ class Scope(StrEnum):
 
     JOBS_READ = "jobs:read"
     JOBS_WRITE = "jobs:write"
+    MODELS_WRITE = "models:write"
     ADMIN = "admin"

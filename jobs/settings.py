@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(default=10, gt=0, description="between asking a child to stop and killing it")
     hub_timeout_seconds: float = Field(default=60, gt=0, description="a Hub silent for so long is asked anew")
     max_body_bytes: int = Field(default=1_000_000, gt=0, description="largest request body")
+    max_model_bytes: int = Field(default=20_000_000_000, gt=0, description="largest model that can be uploaded")
+    max_dataset_bytes: int = Field(default=100_000_000, gt=0, description="largest text that can be uploaded")
     max_queued_jobs: int = Field(default=10_000, ge=1, description="while so many jobs are queued, no other is taken")
     rate_limit: Annotated[str, Field(pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$")] = Field(
         default="1200/minute", description="requests of one API key, as NUMBER/minute; empty: no limit"
@@ -94,6 +96,11 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Where `local:NAME` models live."""
         return self.data_dir / "models"
+
+    @property
+    def texts_dir(self) -> Path:
+        """Where `local:NAME` texts live."""
+        return self.data_dir / "datasets"
 
 
 class ClientSettings(BaseSettings):

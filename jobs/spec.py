@@ -12,7 +12,8 @@ from jobs import webhook_target
 # No control characters: PostgreSQL cannot store NUL, and nobody means the others.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_PRINTABLE)]
-TextName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
+# No slash: paths are files', which only the command line may name. A colon for `local:NAME`, a plus to join texts.
+TextName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+:-]{0,299}$")]
 # No dot and no slash: such names are files', which only the command line may name.
 TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")]
 RepoId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
@@ -28,7 +29,9 @@ class _Part(BaseModel):
 
 class CalibrationSpec(_Part):
     dataset: TextName = Field(
-        default="wikitext2", description="A text's name (`wikitext2`, `python-docs`), or several joined by '+'."
+        default="wikitext2",
+        description="A text's name (`wikitext2`, `python-docs`, or `local:NAME` of an uploaded one), or several joined "
+        "by '+'.",
     )
     samples: int = Field(default=128, ge=1, le=4096, description="Windows of text in all.")
     sequence_length: int = Field(default=2048, ge=16, le=32768, description="Tokens a window.")
@@ -87,7 +90,9 @@ class RecoverySpec(_Part):
 
 class EvaluationSpec(_Part):
     perplexity: tuple[TextName, ...] = Field(
-        default=("wikitext2",), max_length=8, description="Texts to report perplexity on, each on its held-out part."
+        default=("wikitext2",),
+        max_length=8,
+        description="Texts to report perplexity on: named ones on their held-out part, `local:NAME` as a whole.",
     )
     tasks: tuple[TaskName, ...] = Field(
         default=(),
@@ -187,6 +192,11 @@ class JobSpec(_Part):
             found = f"{' and '.join(given)} are" if given else "none is"
             raise ValueError(f"give exactly one of sparsity, layers and target: {found} given")
         return self
+
+    @property
+    def texts(self) -> set[str]:
+        """The names of all texts that the job reads."""
+        return {*self.calibration.dataset.split("+"), *self.evaluation.perplexity}
 
     def goal(self, num_layers: int) -> int | Budget:
         """What is asked of a model of so many layers: the number of layers to keep, or a quality to hold.

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import stamina
-from sqlalchemy import ColumnElement, Engine, case, delete, func, literal, null, or_, select, text, update
+from sqlalchemy import ColumnElement, Engine, String, case, cast, delete, func, literal, null, or_, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from ulid import ULID
@@ -123,6 +123,17 @@ class JobStore:
         with self._read() as session:
             status = session.scalar(select(Job.status).where(Job.id == job_id))
         return status is None or JobStatus(status) in TERMINAL
+
+    def any_unended_with(self, *, model: str | None = None, text: str | None = None) -> bool:
+        """Whether a job of any owner that has not ended names this model or this text."""
+        unended = Job.status.in_([status for status in JobStatus if status not in TERMINAL])
+        with self._read() as session:
+            if model is not None:
+                return _so_many(session, 1, unended, Job.model == model)
+            # First by the words, which leave few rows to look into.
+            worded = cast(Job.request, String).contains(text, autoescape=True)
+            requests = session.scalars(select(Job.request).where(unended, worded))
+            return any(text in JobSpec.model_validate(request).texts for request in requests)
 
     def page(
         self,

@@ -11,9 +11,10 @@ from jobs.database import make_engine, upgrade
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import JobStore
+from tests.s3_server import bucket, s3_server
 from tests.servers import postgres_server, postgres_url, redis_server, redis_url
 
-__all__ = ["postgres_server", "postgres_url", "redis_server", "redis_url"]
+__all__ = ["bucket", "postgres_server", "postgres_url", "redis_server", "redis_url", "s3_server"]
 
 
 # A service in a thread of the tests must not write into what a command prints: structlog's own default is stdout.

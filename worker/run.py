@@ -146,6 +146,7 @@ def compressed(attempt: Attempt, model: Path, num_layers: int, result: Path) -> 
         progress=attempt.reporter,
         request=spec.as_published(),
         base_model=spec.model.removeprefix("local:"),
+        texts_dir=attempt.settings.texts_dir,
         work=state_dir(attempt.settings, attempt.lease),
     )
 

@@ -23,11 +23,13 @@ HOSTILE = [
 pytestmark = on_sqlite
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "bucket"])
 def settings(settings: Settings, request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """Settings with each kind of store."""
     if request.param == "folder":
         return settings
+    if request.param == "bucket":
+        return settings.model_copy(update={"artifacts_url": f"s3://{request.getfixturevalue('bucket')}/results"})
     return settings.model_copy(update={"artifacts_url": f"memory://{tmp_path.name}"})
 
 

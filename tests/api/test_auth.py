@@ -57,7 +57,7 @@ def operations(api: httpx.Client) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Method, a path that can be asked for, and the OpenAPI entry of every operation."""
     for path, methods in api.get("/openapi.json").json()["paths"].items():
         for method, operation in methods.items():
-            named = path.format(job_id=NO_JOB, path="config.json", delivery_id=f"msg_{NO_JOB}")
+            named = path.format(job_id=NO_JOB, path="config.json", delivery_id=f"msg_{NO_JOB}", name="none")
             yield method.upper(), named, operation
 
 
@@ -91,12 +91,14 @@ def test_openapi_says_which_key_each_operation_asks_for(api: TestClient) -> None
     schemes = api.get("/openapi.json").json()["components"]["securitySchemes"]
     assert (schemes["ApiKey"]["type"], schemes["ApiKey"]["scheme"]) == ("http", "bearer")
     found = {operation["operationId"]: operation.get("security") for _, _, operation in operations(api)}
-    reads, writes = [{"ApiKey": ["jobs:read"]}], [{"ApiKey": ["jobs:write"]}]
+    reads, writes, uploads = ([{"ApiKey": [scope]}] for scope in ("jobs:read", "jobs:write", "models:write"))
     assert found == {
         "health": None, "readiness": None, "listFamilies": [{"ApiKey": []}], "metrics": [{"ApiKey": ["admin"]}],
         "listJobs": reads, "getJob": reads, "listJobEvents": reads, "listJobArtifacts": reads, "getJobArtifact": reads,
         "listJobWebhooks": reads, "replayJobWebhook": writes, "getWebhookSecret": writes, "rotateWebhookSecret": writes,
         "submitJob": writes, "cancelJob": writes, "retryJob": writes, "deleteJob": writes,
+        "listModels": reads, "getModel": reads, "putModel": uploads, "deleteModel": uploads,
+        "listDatasets": reads, "getDataset": reads, "putDataset": uploads, "deleteDataset": uploads,
     }  # fmt: skip
     for _, path, operation in operations(api):
         assert ("401" in operation["responses"]) == (path not in OPEN)

@@ -44,11 +44,14 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "bucket"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Where a store may be; nothing is there yet."""
     if request.param == "folder":
         yield f"file://{tmp_path / 'results' / 'here'}"
+        return
+    if request.param == "bucket":
+        yield f"s3://{request.getfixturevalue('bucket')}/results/here"
         return
     root = f"memory://{secrets.token_hex(4)}/results"
     yield root
@@ -78,7 +81,7 @@ def folder(at: Path, files: dict[str, bytes]) -> Path:
 
 def stored(url: str) -> set[str]:
     """The paths of all files under the URL."""
-    files, root = fsspec.core.url_to_fs(url)
+    files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     return {path.removeprefix(root).lstrip("/") for path in files.find(root)} if files.exists(root) else set()
 
 

@@ -25,6 +25,7 @@ from jobs.states import JobStatus
 from jobs.store import JobStore
 from jobs.sweeper import sweep_once
 from jobs.tables import Job
+from jobs.text_store import TextFormat, TextStore
 from tests.hub.state import READ_TOKEN
 from tests.hub_server import running_hub
 from tests.processes import alive, descendants, wait_until
@@ -82,6 +83,28 @@ def test_a_job_from_beginning_to_end(store: JobStore, settings: Settings, queued
     assert progress == sorted(progress)
     manifest = json.loads((settings.data_dir / "artifacts" / queued / "flattengpt.json").read_text())
     assert manifest["request"] == job.request
+
+
+@on_sqlite
+def test_a_job_on_uploaded_texts(store: JobStore, settings: Settings, workers: Workers) -> None:
+    """They go by their names to the end, wherever the worker has them."""
+    texts = TextStore(settings)
+    texts.put("mine", TextFormat.PLAIN, [b"Practice makes perfect. " * 200])
+    texts.put("other", TextFormat.JSON_LINES, [json.dumps({"text": "All that glitters. " * 30}).encode()])
+    request = SPEC.as_request()
+    request["calibration"]["dataset"] = "python-docs+local:mine"
+    request["evaluation"]["perplexity"] = ["local:other"]
+    job_id = store.submit(JobSpec.model_validate(request)).id
+    workers().run(job_id)
+    metrics = check_success(store, settings, job_id, attempt=1).metrics
+    assert metrics is not None
+    assert metrics["compressed"]["perplexity"].keys() == {"local:other"}
+    assert metrics["compressed"]["evaluation"]["split"] == {"local:other": "whole file"}
+    folder = settings.data_dir / "artifacts" / job_id
+    for written in ("README.md", "flattengpt.json"):
+        text = (folder / written).read_text()
+        assert "python-docs+local:mine" in text
+        assert str(settings.data_dir) not in text
 
 
 def asks_piqa(store: JobStore) -> str:
