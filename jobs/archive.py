@@ -7,6 +7,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, Self, cast
 
 from jobs.errors import UploadRefused, UploadTooLarge
 
@@ -42,7 +43,8 @@ def unpack(
     stream = _Measured(_gunzipped(blocks) if gzipped else iter(blocks), max_bytes)
     try:
         stream.allow(_HEADER_BYTES)
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictEntry, encoding="utf-8") as archive:
+        readable = cast("Any", stream)  # nothing but read() is called
+        with tarfile.open(fileobj=readable, mode="r|", tarinfo=_StrictEntry, encoding="utf-8") as archive:
             for count, entry in enumerate(archive, 1):
                 if count > MAX_ENTRIES:
                     raise UploadRefused(f"The archive has more than {MAX_ENTRIES} entries.", field="body")
@@ -61,9 +63,9 @@ class _StrictEntry(tarfile.TarInfo):
     """An entry whose header must be right: tarfile else takes a wrong one for the archive's end."""
 
     @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictEntry":
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
-            return super().fromtarfile(tarfile_)  # type: ignore[return-value]
+            return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise  # the mark at the archive's end
         except tarfile.HeaderError as error:

@@ -190,8 +190,9 @@ def _copy(reader: IO[bytes], writer: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _protocols(files: fsspec.AbstractFileSystem) -> Sequence[str]:
-    return [files.protocol] if isinstance(files.protocol, str) else files.protocol
+def _protocols(files: Any) -> list[str]:
+    """All names that URLs of this file system may begin with."""
+    return [files.protocol] if isinstance(files.protocol, str) else list(files.protocol)
 
 
 def _what_to_install(scheme: str) -> str:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from flattengpt_core.checkpoint import CheckpointInfo, inspect, resolve
+from flattengpt_core.checkpoint import CheckpointInfo, LocalModel, inspect, resolve
 from flattengpt_core.errors import FlattenGPTError, ModelNotFound
 from flattengpt_core.local_names import LOCAL, local_name
 from jobs import model_files
@@ -100,7 +100,8 @@ class ModelStore:
             located = resolve(f"{LOCAL}{name}", self._shelf.folder)
         except ModelNotFound:
             raise _not_stored(name) from None
-        return located.path  # type: ignore[union-attr]  # local names are local models'
+        assert isinstance(located, LocalModel)  # by its name
+        return located.path
 
 
 def _each(names: Iterable[str], get: Callable[[str], StoredModel]) -> Iterator[StoredModel]:

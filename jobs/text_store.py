@@ -91,7 +91,7 @@ def _not_stored(name: str) -> NotStored:
 def _checked(blocks: Iterable[bytes], form: TextFormat) -> Iterator[bytes]:
     """The blocks, while making sure that they are such a text and that it says something. Raises UploadRefused."""
     decode = codecs.getincrementaldecoder("utf-8")().decode
-    look = _JsonLines() if form is TextFormat.JSON_LINES else _PlainText()
+    look: _JsonLines | _PlainText = _JsonLines() if form is TextFormat.JSON_LINES else _PlainText()
     position = 0
     for block in blocks:
         look.feed(_decoded(decode, block, position, final=False))

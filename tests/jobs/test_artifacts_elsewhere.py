@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from fsspec.registry import _registry
 from sqlalchemy import Engine, update
 
 from api.app import create_app
@@ -159,11 +160,9 @@ def test_a_bucket_that_is_not_there_is_not_made(s3_server: str, tmp_path: Path) 
 
 
 def test_a_library_that_is_missing_is_told_of_without_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fsspec.registry
-
     monkeypatch.setitem(sys.modules, "s3fs", None)
     for name in ("s3", "s3a"):
-        monkeypatch.delitem(fsspec.registry._registry, name, raising=False)
+        monkeypatch.delitem(_registry, name, raising=False)
     with pytest.raises(MissingExtra) as refused:
         ArtifactStore("s3://user:secret@bucket/results")
     assert "pip install 'flattengpt[s3]'" in refused.value.message
