@@ -51,7 +51,8 @@ def test_what_may_not_be_sent_to_is_refused_at_once(api: TestClient) -> None:
         "http://hooks.example.org/", "https://127.0.0.1/", "https://[::1]/", "https://169.254.169.254/",
         "https://10.0.0.1/", "https://[::ffff:127.0.0.1]/", "https://0.0.0.0/", "https://localhost/", "https://redis/",
         "https://2130706433/", "https://0x7f.1/", "https://0177.0.0.1/", "https://localhost./", "https://127.0.0.1./",
-        "https://user:verysecret@hooks.example.org/", "https://hooks.example.org:25/", "ftp://hooks.example.org/", "", "x",
+        "https://user:verysecret@hooks.example.org/", "https://hooks.example.org:25/", "ftp://hooks.example.org/",
+        "", "x",
         "https://hooks.example.org/" + "x" * 3000,
     ):  # fmt: skip
         refused = api.post("/jobs", json=REQUEST | {"webhook": {"url": url}})
