@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import structlog
 from sqlalchemy import Engine
@@ -17,7 +18,7 @@ from jobs.sealing import Sealer
 from jobs.settings import Settings
 from jobs.store import patiently
 from jobs.webhook_secrets import WebhookSecrets
-from jobs.webhook_target import TargetRules, parse
+from jobs.webhook_target import TargetRules
 from worker.guarded_post import Answer, GuardedPost, NotSent
 
 SENDERS = 16
@@ -90,7 +91,7 @@ class Deliverer:
             return self._outbox.take(limit=limit) if limit else []
         except SQLAlchemyError as error:
             log.error("webhooks cannot be read", error=type(error).__name__)
-        except Exception:  # messages must not wait because of one
+        except Exception:  # a thread that ends would leave all messages unsent
             log.exception("webhooks cannot be read")
         return []
 
@@ -158,6 +159,6 @@ def _about(message: Message) -> dict[str, str | int]:
     return {
         "job_id": message.job_id,
         "delivery": message.id,
-        "host": parse(message.url).host,
+        "host": urlsplit(message.url).hostname or "",
         "try": message.attempt,
     }
