@@ -3,6 +3,7 @@
 Imports no torch. The child writes progress and a good end itself; the parent speaks up only when it cannot.
 """
 
+import os
 import signal
 import sys
 import time
@@ -28,9 +29,17 @@ from worker.exit_codes import ExitCode
 from worker.heartbeat import Heartbeat
 from worker.places import adopt_work, clear_work, jobs_with_work, log_file, old_logs
 
+SECRET_KEYS = "FLATTENGPT_SECRET_KEYS"
+
 Command = Callable[[Lease], Sequence[str]]
 
 log = structlog.get_logger()
+
+
+def child_environment() -> dict[str, str]:
+    """What a child inherits: not the keys that open stored secrets, which must not be where models are."""
+    inherited = tracing.environment() or os.environ
+    return {name: value for name, value in inherited.items() if name != SECRET_KEYS}
 
 
 def child_command(lease: Lease) -> Sequence[str]:
@@ -92,7 +101,7 @@ class Parent:
     def _run(self, lease: Lease) -> None:
         log.info("attempt started", worker=self._name)
         adopt_work(self._settings, lease)
-        child = ChildProcess(self._command(lease), log_file(self._settings, lease), tracing.environment())
+        child = ChildProcess(self._command(lease), log_file(self._settings, lease), child_environment())
         try:
             ended, stop = self._watch(lease, child)
             status = self._settle(lease, ended, stop)

@@ -22,6 +22,7 @@ from jobs.tables import Job
 from tests.processes import alive, descendants, wait_until
 from tests.worker.conftest import SPEC, Worker, Workers, on_sqlite, stand_in
 from worker.exit_codes import ExitCode
+from worker.parent import child_environment
 
 FOREVER = "import time; time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); " + FOREVER
@@ -55,6 +56,15 @@ def row(engine: Engine, job_id: str) -> Job:
 
 def of_type(store: JobStore, job_id: str, type: str) -> list[EventRecord]:
     return [event for event in store.events(job_id) if event.type == type]
+
+
+def test_a_child_does_not_inherit_the_keys_of_stored_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLATTENGPT_SECRET_KEYS", "open-sesame")
+    monkeypatch.setenv("FLATTENGPT_POLL_SECONDS", "1")
+    inherited = child_environment()
+    assert "open-sesame" not in inherited.values()
+    assert inherited["FLATTENGPT_POLL_SECONDS"] == "1"
+    assert Settings().secret_keys.get_secret_value() == "open-sesame", "the variable's name is the settings'"
 
 
 def stop(worker: Worker) -> None:
