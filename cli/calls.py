@@ -8,7 +8,8 @@ from typing import Any, Generic, TypedDict, TypeVar
 from urllib.parse import quote
 
 from cli.errors import DownloadDamaged
-from cli.replies import Artifact, Job, JobPage
+from cli.replies import Artifact, Job, JobPage, Stored
+from cli.upload import Kind
 
 Answer = TypeVar("Answer")
 
@@ -85,6 +86,16 @@ def retry(job_id: str, idempotency_key: str | None) -> Call[Job]:
 def delete(job_id: str) -> Call[None]:
     """Remove a job that has ended, with its artifacts."""
     return Call("DELETE", path(job_id), _nothing)
+
+
+def stored(kind: Kind) -> Call[list[Stored]]:
+    """Every model or text that requests can name as `local:NAME`."""
+    return Call("GET", f"/{kind}", lambda found: [Stored.model_validate(entry) for entry in found[kind]])
+
+
+def remove(kind: Kind, name: str) -> Call[None]:
+    """Remove a model or text that no job which has not ended names."""
+    return Call("DELETE", f"/{kind}/{quote(name, safe='')}", _nothing)
 
 
 def rest_of(artifact: Artifact, start: int) -> dict[str, str]:

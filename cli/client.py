@@ -16,8 +16,10 @@ from cli.calls import Answer, Call, Filters
 from cli.download import download_result
 from cli.errors import ServiceRefused, ServiceUnreachable
 from cli.patience import PATIENCE_SECONDS, Deadline, Patience
-from cli.replies import Artifact, Event, Job, JobPage
+from cli.replies import Artifact, Event, Job, JobPage, Stored
 from cli.service_address import ServiceAddress
+from cli.upload import Kind, upload_of
+from flattengpt_core.local_names import LOCAL
 
 
 class Client:
@@ -158,6 +160,29 @@ class Client:
                     write(block)
         except httpx.TransportError as error:
             raise self._address.unreachable(error) from None
+
+    def upload(self, path: Path, *, name: str | None = None, on_bytes: Callable[[int], object] = lambda _: None) -> str:
+        """Upload a checkpoint folder or .gguf file as a model, a .txt or .jsonl file as a text; see `upload_of`.
+
+        Returns:
+            What a request calls it: `local:NAME`.
+        """
+        what = upload_of(path, name)
+        headers = {"Content-Type": what.media_type}
+        try:
+            response = self._http.put(what.path, content=what.blocks(on_bytes), headers=headers)
+        except httpx.TransportError as error:
+            raise self._address.unreachable(error) from None
+        self._check(response)
+        return f"{LOCAL}{what.name}"
+
+    def stored(self, kind: Kind) -> list[Stored]:
+        """Every model or text that requests can name as `local:NAME`."""
+        return self._ask(calls.stored(kind))
+
+    def remove(self, kind: Kind, name: str) -> None:
+        """Remove a model or text that no job which has not ended names."""
+        self._ask(calls.remove(kind, name))
 
     def _stream(self, job_id: str, after: int) -> Iterator[Event]:
         headers = {"Last-Event-ID": str(after)}
@@ -310,6 +335,25 @@ class AsyncClient:
                     write(block)
         except httpx.TransportError as error:
             raise self._address.unreachable(error) from None
+
+    async def upload(
+        self, path: Path, *, name: str | None = None, on_bytes: Callable[[int], object] = lambda _: None
+    ) -> str:
+        """Upload a model or a text; see `Client.upload`. It runs in a thread, since files cannot be awaited."""
+
+        def send() -> str:
+            with Client(self._url, self._api_key) as client:
+                return client.upload(path, name=name, on_bytes=on_bytes)
+
+        return await asyncio.to_thread(send)
+
+    async def stored(self, kind: Kind) -> list[Stored]:
+        """Every model or text that requests can name as `local:NAME`."""
+        return await self._ask(calls.stored(kind))
+
+    async def remove(self, kind: Kind, name: str) -> None:
+        """Remove a model or text that no job which has not ended names."""
+        await self._ask(calls.remove(kind, name))
 
     async def _stream(self, job_id: str, after: int) -> AsyncIterator[Event]:
         headers = {"Last-Event-ID": str(after)}

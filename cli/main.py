@@ -29,7 +29,7 @@ def flattengpt(
     """Make a language model shallower: a checkpoint in, a stock checkpoint with fewer layers out.
 
     `compress`, `evaluate` and `diagnose` work on this machine without a service. `submit`, `watch`, `list`, `show`,
-    `cancel`, `retry`, `delete` and `download` talk to one, which `serve` runs; they send the API key in
+    `cancel`, `retry`, `delete`, `download` and `upload` talk to one, which `serve` runs; they send the API key in
     FLATTENGPT_API_KEY, which `keys create` makes. `doctor` finds a wrong setup. Exit codes: 0 good, 1 failed, 2 bad
     usage.
     """

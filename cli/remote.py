@@ -1,4 +1,4 @@
-"""The commands that talk to a service: submit, watch, list, show, cancel, retry, delete, download."""
+"""The commands that talk to a service: submit, watch, list, show, cancel, retry, delete, download, upload."""
 
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from cli.errors import CommandFailed
 from cli.options import DEFAULT_URL, Json, Url
 from cli.replies import Job
 from cli.screen import err, follow, jobs_table, out, print_json, report_job
+from cli.upload import upload_of
 
 app = typer.Typer()
 
@@ -179,6 +180,25 @@ def download(
         print_json({"folder": str(folder), "files": [artifact.path for artifact in job.artifacts]})
     else:
         out.print(str(folder), markup=False, soft_wrap=True)
+
+
+@app.command()
+def upload(
+    path: Annotated[Path, typer.Argument(help="A checkpoint folder or .gguf file, or a .txt or .jsonl text.")],
+    name: Annotated[str | None, typer.Option(help="The NAME of local:NAME; by default the path's own.")] = None,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Upload a model or a text that jobs can name as local:NAME."""
+    what = upload_of(path, name)
+    columns = (TextColumn("uploading"), BarColumn(bar_width=40), DownloadColumn())
+    with Client(url) as client, Progress(*columns, console=err) as bar:
+        task = bar.add_task("", total=what.size)
+        local = client.upload(path, name=name, on_bytes=lambda size: bar.advance(task, size))
+    if as_json:
+        print_json({"kind": what.kind, "name": local, "size": what.size})
+    else:
+        out.print(local, markup=False, soft_wrap=True)
 
 
 def _finish(job: Job, *, as_json: bool) -> None:

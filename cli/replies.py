@@ -47,6 +47,14 @@ class Job(_Reply):
         return self.status in TERMINAL_NAMES
 
 
+class Stored(_Reply):
+    """An uploaded model or text. size: bytes. Further fields as the service sends them."""
+
+    name: str
+    size: int
+    created_at: str
+
+
 class JobPage(_Reply):
     """Jobs, newest first; `next_cursor` gives the next page, None on the last."""
 

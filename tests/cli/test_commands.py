@@ -15,7 +15,7 @@ from tests.task_files import CHOICES, task_file
 
 LOCAL = ["compress", "compare", "ladder", "evaluate", "diagnose"]
 SERVICE = ["serve", "worker", "sweep", "migrate", "doctor", "keys"]
-REMOTE = ["submit", "watch", "list", "show", "cancel", "download"]
+REMOTE = ["submit", "watch", "list", "show", "cancel", "download", "upload"]
 
 
 def run(*arguments: str, url: str | None = None, data_dir: Path | None = None) -> Result:
