@@ -44,6 +44,7 @@ def submit(
     dtype: options.Dtype = None,
     revision: options.Revision = None,
     publish: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Hub repository to upload to.")] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="Told when the job ends.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key and request give the same job.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
@@ -73,6 +74,7 @@ def submit(
             "dtype": dtype,
             "revision": revision,
             "publish.repo_id": publish,
+            "webhook.url": webhook,
             "labels": options.parse_labels(label or []),
         },
     )
