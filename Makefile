@@ -28,6 +28,7 @@ check: lint
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows deploy/github/compress-weekly.yaml
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check
