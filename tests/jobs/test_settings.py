@@ -82,5 +82,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
     for name, field in Settings.model_fields.items():
         variable = field.validation_alias or f"FLATTENGPT_{name.upper()}"
         assert variable in rows, f"{variable} is not in docs/deploy.md"
-        if isinstance(field.default, int | float):
+        if isinstance(field.default, bool):
+            assert rows[str(variable)] == str(field.default).lower()
+        elif isinstance(field.default, int | float):
             assert float(rows[str(variable)]) == field.default
