@@ -48,12 +48,14 @@ class JobNews:
             return self._job
 
     async def until(self, enough: Callable[[JobRecord], bool], *, seconds: float) -> JobRecord:
-        """The job as soon as it is `enough` or has ended, or after `seconds`."""
+        """The job as soon as it is `enough` or has ended, or after `seconds`; each state of it is judged once."""
         job = await self.job()
         with anyio.move_on_after(seconds):
             while not (job.ended or enough(job)):
-                await anyio.sleep(TICK_SECONDS)
-                job = await self.job()
+                judged = job
+                while job is judged:
+                    await anyio.sleep(TICK_SECONDS)
+                    job = await self.job()
         return job
 
     async def _read(self) -> None:
@@ -62,7 +64,9 @@ class JobNews:
         if job.last_event > self._last_seq:
             self._events.extend(await run_sync(lambda: self._store.events(job.id, after=self._last_seq)))
             self._last_seq = self._events[-1].seq
-        self._job, self._read_at = job, time.monotonic()
+        if job != self._job:
+            self._job = job
+        self._read_at = time.monotonic()
 
 
 class NewsDesk:

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import anyio
 from anyio import CapacityLimiter, from_thread, to_thread
-from fastapi import Request
+from fastapi import Path, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from flattengpt_core.errors import FlattenGPTError
+from flattengpt_core.local_names import NAME_PATTERN
 
 AT_ONCE = 8
 """Uploads that are read at once; further ones wait. They have threads of their own, so that other requests do not."""
@@ -18,6 +19,10 @@ SILENCE_SECONDS = 60
 """A client that sends nothing for so long has its upload ended."""
 LINGER_SECONDS = 5
 """How long the rest of a refused upload is still taken in."""
+
+LocalName = Annotated[
+    str, Path(pattern=f"^{NAME_PATTERN}$", description="The NAME of `local:NAME` in a job's request.")
+]
 
 T = TypeVar("T")
 

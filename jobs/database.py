@@ -10,6 +10,7 @@ from alembic.config import Config
 from psycopg.errors import IdleInTransactionSessionTimeout
 from sqlalchemy import Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session, sessionmaker
 
 _POSTGRESQL = {
     "connect_timeout": 10,
@@ -57,6 +58,12 @@ def make_engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def sessions(engine: Engine) -> tuple[sessionmaker[Session], sessionmaker[Session]]:
+    """What makes sessions that write, and sessions that only read; see `make_engine` for what that means on SQLite."""
+    readonly = engine.execution_options(readonly=True)
+    return sessionmaker(engine, expire_on_commit=False), sessionmaker(readonly, expire_on_commit=False)
 
 
 def alembic_config(engine: Engine) -> Config:

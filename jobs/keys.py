@@ -19,10 +19,10 @@ from enum import StrEnum
 from pydantic import SecretStr
 from sqlalchemy import ColumnElement, Engine, case, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import sessionmaker
 
 from flattengpt_core.errors import InvalidRequest
 from jobs.clock import now_plus
+from jobs.database import sessions
 from jobs.errors import KeyNameTaken, KeyNotFound
 from jobs.scopes import Scope
 from jobs.tables import ApiKey
@@ -74,8 +74,7 @@ class KeyStore:
     """The API keys of one database."""
 
     def __init__(self, engine: Engine) -> None:
-        self._write = sessionmaker(engine, expire_on_commit=False)
-        self._read = sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+        self._write, self._read = sessions(engine)
 
     def create(self, name: str, scopes: Iterable[Scope], *, expires_days: int | None = None) -> NewKey:
         """Make a key. It can be read from what this returns, and from nowhere else.

@@ -15,10 +15,11 @@ from enum import StrEnum
 from typing import Any, get_args
 
 from sqlalchemy import Engine, case, delete, select, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 from ulid import ULID
 
 from jobs.clock import now_plus
+from jobs.database import sessions
 from jobs.errors import DeliveryNotFound
 from jobs.spec import WebhookEvent
 from jobs.states import JobStatus
@@ -104,8 +105,7 @@ class Outbox:
     """The messages of one database."""
 
     def __init__(self, engine: Engine) -> None:
-        self._write = sessionmaker(engine, expire_on_commit=False)
-        self._read = sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+        self._write, self._read = sessions(engine)
 
     # Senders
 

@@ -13,11 +13,12 @@ from typing import Any
 import stamina
 from sqlalchemy import ColumnElement, Engine, String, case, cast, delete, func, literal, null, or_, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 from ulid import ULID
 
 from jobs import changes, tallies, tracing
 from jobs.clock import now_plus
+from jobs.database import sessions
 from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, QueueFull, QuotaExceeded, TooManyJobs
 from jobs.records import Event, EventRecord, JobRecord, Lease, Overview, Page
 from jobs.spec import JobSpec
@@ -26,6 +27,9 @@ from jobs.tables import Job, JobEvent
 
 patiently = stamina.retry(on=OperationalError, attempts=None, timeout=30, wait_max=2)
 """Tries again for half a minute while the database restarts; what then goes wrong is for the sweeper to mend."""
+
+
+_UNENDED = Job.status.in_([status for status in JobStatus if status not in TERMINAL])
 
 
 class JobStore:
@@ -45,8 +49,7 @@ class JobStore:
         max_per_owner: int | None = None,
         idempotency_seconds: float = 86_400,
     ) -> None:
-        self._write = sessionmaker(engine, expire_on_commit=False)
-        self._read = sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+        self._write, self._read = sessions(engine)
         self._max_queued, self._max_per_owner = max_queued, max_per_owner
         self._idempotency_seconds = idempotency_seconds
         self._owner = ""
@@ -126,13 +129,12 @@ class JobStore:
 
     def any_unended_with(self, *, model: str | None = None, text: str | None = None) -> bool:
         """Whether a job of any owner that has not ended names this model or this text."""
-        unended = Job.status.in_([status for status in JobStatus if status not in TERMINAL])
         with self._read() as session:
             if model is not None:
-                return _so_many(session, 1, unended, Job.model == model)
+                return _so_many(session, 1, _UNENDED, Job.model == model)
             # First by the words, which leave few rows to look into.
             worded = cast(Job.request, String).contains(text, autoescape=True)
-            requests = session.scalars(select(Job.request).where(unended, worded))
+            requests = session.scalars(select(Job.request).where(_UNENDED, worded))
             return any(text in JobSpec.model_validate(request).texts for request in requests)
 
     def page(
@@ -476,8 +478,7 @@ class JobStore:
         if most is not None and _so_many(session, most, Job.status == JobStatus.QUEUED):
             raise QueueFull(f"{most} jobs are queued, the most that this service takes: try again later.")
         most = self._max_per_owner
-        unended = Job.status.in_([status for status in JobStatus if status not in TERMINAL])
-        if most is not None and self._owner and _so_many(session, most, Job.owner == self._owner, unended):
+        if most is not None and self._owner and _so_many(session, most, Job.owner == self._owner, _UNENDED):
             raise QuotaExceeded(
                 f"{most} jobs of this key have not ended, the most that a key may have: wait for one to end, or cancel "
                 "one."

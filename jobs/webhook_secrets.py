@@ -11,10 +11,11 @@ from datetime import datetime
 from pydantic import SecretStr
 from sqlalchemy import Engine, case, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 from standardwebhooks import Webhook
 
 from jobs.clock import now_plus
+from jobs.database import sessions
 from jobs.errors import SealingUnavailable
 from jobs.sealing import Sealer
 from jobs.tables import WebhookSecret
@@ -37,8 +38,7 @@ class WebhookSecrets:
     """The signing secrets of one database."""
 
     def __init__(self, engine: Engine, sealer: Sealer) -> None:
-        self._write = sessionmaker(engine, expire_on_commit=False)
-        self._read = sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+        self._write, self._read = sessions(engine)
         self._sealer = sealer
 
     def of(self, owner: str) -> SigningSecret:

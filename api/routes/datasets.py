@@ -1,17 +1,17 @@
 """Texts that jobs can calibrate on and report on: upload, list, remove."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from api.auth import reading_key, uploading_key
 from api.problems import responses
 from api.state import Parts
-from api.uploads import content_type
-from flattengpt_core.local_names import LOCAL, NAME_PATTERN
+from api.uploads import LocalName, content_type
+from flattengpt_core.local_names import LOCAL
 from jobs.errors import InUse
 from jobs.text_store import StoredText, TextFormat
 
@@ -23,8 +23,6 @@ FORMATS = {
     "application/x-ndjson": TextFormat.JSON_LINES,
 }
 """What a body may be, by its media type."""
-
-Name = Annotated[str, Path(pattern=f"^{NAME_PATTERN}$", description="The NAME of `local:NAME` in a job's request.")]
 
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -72,7 +70,7 @@ class DatasetPage(BaseModel):
     },
     dependencies=[uploading_key],
 )
-async def put(name: Name, request: Request, response: Response, parts: Parts) -> Dataset:
+async def put(name: LocalName, request: Request, response: Response, parts: Parts) -> Dataset:
     """Upload a text: UTF-8 as `text/plain`, or as JSON Lines with one object with a string `text` a line."""
     form = FORMATS.get(content_type(request))
     if form is None:
@@ -90,7 +88,7 @@ def page(parts: Parts) -> DatasetPage:
 
 
 @router.get("/{name}", operation_id="getDataset", responses=responses(404, 422, 503), dependencies=[reading_key])
-def show(name: Name, parts: Parts) -> Dataset:
+def show(name: LocalName, parts: Parts) -> Dataset:
     """One uploaded text."""
     return Dataset.of(parts.texts.get(name))
 
@@ -102,7 +100,7 @@ def show(name: Name, parts: Parts) -> Dataset:
     responses=responses(404, 409, 422, 503),
     dependencies=[uploading_key],
 )
-def remove(name: Name, parts: Parts) -> None:
+def remove(name: LocalName, parts: Parts) -> None:
     """Remove a text that no job which has not ended names."""
     parts.texts.get(name)
     if parts.store.any_unended_with(text=f"{LOCAL}{name}"):

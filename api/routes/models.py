@@ -1,17 +1,17 @@
 """Models that jobs can compress: upload, list, remove."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from api.auth import reading_key, uploading_key
 from api.problems import responses
 from api.state import Parts
-from api.uploads import content_type
-from flattengpt_core.local_names import LOCAL, NAME_PATTERN
+from api.uploads import LocalName, content_type
+from flattengpt_core.local_names import LOCAL
 from jobs.errors import InUse
 from jobs.model_store import Package, StoredModel
 
@@ -24,8 +24,6 @@ PACKAGES = {
     "application/octet-stream": Package.GGUF,
 }
 """What a body may be, by its media type."""
-
-Name = Annotated[str, Path(pattern=f"^{NAME_PATTERN}$", description="The NAME of `local:NAME` in a job's request.")]
 
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -82,7 +80,7 @@ class ModelPage(BaseModel):
     },
     dependencies=[uploading_key],
 )
-async def put(name: Name, request: Request, response: Response, parts: Parts) -> Model:
+async def put(name: LocalName, request: Request, response: Response, parts: Parts) -> Model:
     """Upload a model: a tar archive of its files, plain or gzipped, or a GGUF file. Nothing of it is executed."""
     package = PACKAGES.get(content_type(request))
     if package is None:
@@ -104,7 +102,7 @@ def page(parts: Parts) -> ModelPage:
 
 
 @router.get("/{name}", operation_id="getModel", responses=responses(404, 422, 503), dependencies=[reading_key])
-def show(name: Name, parts: Parts) -> Model:
+def show(name: LocalName, parts: Parts) -> Model:
     """One model of the model folder."""
     return Model.of(parts.models.get(name))
 
@@ -116,7 +114,7 @@ def show(name: Name, parts: Parts) -> Model:
     responses=responses(404, 409, 422, 503),
     dependencies=[uploading_key],
 )
-def remove(name: Name, parts: Parts) -> None:
+def remove(name: LocalName, parts: Parts) -> None:
     """Remove a model that no job which has not ended names."""
     parts.models.get(name)
     if parts.store.any_unended_with(model=f"{LOCAL}{name}"):

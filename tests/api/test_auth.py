@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, event, update
+from sqlalchemy import Engine, update
 
 from api.app import create_app
 from jobs.artifacts import ArtifactStore, as_json
@@ -21,6 +21,7 @@ from jobs.store import JobStore
 from jobs.tables import ApiKey
 from tests.api.conftest import REQUEST, URL, on_sqlite, problem, submitted
 from tests.api.test_jobs import METRICS, taken
+from tests.statements import statements
 
 OPEN = {"/healthz", "/readyz", "/docs", "/openapi.json"}
 NO_JOB = "01M8715SXX5VDXZSFJX3F7CKD1"
@@ -171,17 +172,10 @@ def test_each_scope_opens_what_it_says(api: TestClient, caller: Caller) -> None:
 def test_a_request_costs_one_look_at_the_keys_and_no_write(api: TestClient, caller: Caller) -> None:
     client = caller("ci")
     job_id = submitted(client)
-    sent: list[str] = []
-
-    @event.listens_for(Engine, "before_cursor_execute")
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        sent.append(" ".join(re.sub(r"SELECT .*\sFROM", "SELECT FROM", statement, flags=re.DOTALL).split()))
-
-    try:
+    with statements() as sent:
         assert client.get(f"/jobs/{job_id}").status_code == 200
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
-    key, job = [statement for statement in sent if not statement.startswith("BEGIN")]
+    short = [" ".join(re.sub(r"SELECT .*\sFROM", "SELECT FROM", sql, flags=re.DOTALL).split()) for sql in sent]
+    key, job = [statement for statement in short if not statement.startswith("BEGIN")]
     assert re.fullmatch(r"SELECT FROM api_key WHERE api_key.id = \S+", key)
     assert re.fullmatch(r"SELECT FROM job WHERE job.id = \S+ AND job.owner = \S+", job)
 

@@ -10,7 +10,7 @@ import anyio
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine
 
 from api.news import TICK_SECONDS, JobNews, NewsDesk
 from api.polling import MAX_WAIT_SECONDS, wait_seconds
@@ -20,6 +20,7 @@ from jobs.spec import JobSpec
 from jobs.store import JobStore
 from tests.api.conftest import REQUEST, on_sqlite, problem, submitted
 from tests.api.test_jobs import METRICS, taken
+from tests.statements import statements
 
 
 @pytest.mark.parametrize(
@@ -142,19 +143,6 @@ def test_submitting_can_wait_too(live: httpx.Client, store: JobStore) -> None:
     assert (short.json()["status"], short.headers["preference-applied"]) == ("queued", "wait=1")
 
 
-@contextmanager
-def counted(engine: Engine) -> Iterator[list[str]]:
-    """The statements that go to the database."""
-    statements: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        statements.append(statement)
-
-    event.listen(engine, "before_cursor_execute", note)
-    yield statements
-    event.remove(engine, "before_cursor_execute", note)
-
-
 def test_five_hundred_listeners_cost_one_query_a_tick(engine: Engine, store: JobStore, spec: JobSpec) -> None:
     job = store.submit(spec)
     desk = NewsDesk(store)
@@ -170,11 +158,11 @@ def test_five_hundred_listeners_cost_one_query_a_tick(engine: Engine, store: Job
             for _ in range(500):
                 group.start_soon(listen, desk.of(job))
 
-    with counted(engine) as statements:
+    with statements(engine) as sent:
         started = time.monotonic()
         anyio.run(all_listen)
         ticked = (time.monotonic() - started) / TICK_SECONDS
-    reads = [statement for statement in statements if "FROM job" in statement]
+    reads = [statement for statement in sent if "FROM job" in statement]
     assert 1 <= len(reads) <= ticked + 1
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, select, update
+from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 from jobs import changes, outbox
@@ -17,6 +17,7 @@ from jobs.spec import JobSpec
 from jobs.store import JobStore
 from jobs.tables import Job, WebhookDelivery
 from tests.jobs.at_once import at_once
+from tests.statements import statements
 
 URL = "https://hooks.example.org/flattengpt?token=in-the-query"
 ERROR = {"code": "broken", "title": "T", "message": "a long story", "retryable": False}
@@ -287,14 +288,6 @@ def test_old_messages_go_once_nothing_will_happen_to_them(store: JobStore, box: 
 
 
 def test_looking_for_what_is_due_locks_nothing(store: JobStore, box: Outbox) -> None:
-    sent: list[str] = []
-
-    @event.listens_for(Engine, "before_cursor_execute")
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        sent.append(statement.split()[0])
-
-    try:
+    with statements() as sent:
         assert box.take(limit=10) == []
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
-    assert set(sent) <= {"BEGIN", "SELECT"}
+    assert {statement.split()[0] for statement in sent} <= {"BEGIN", "SELECT"}
