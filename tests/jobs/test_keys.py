@@ -172,13 +172,13 @@ def test_what_cannot_be_made_or_revoked(keys: KeyStore) -> None:
         assert refusal.value.field == "name"
         with pytest.raises(KeyNotFound):
             keys.revoke(name)
-    with pytest.raises(InvalidRequest, match="jobs:read, jobs:write, admin"):
+    with pytest.raises(InvalidRequest, match="jobs:read, jobs:write, models:write, admin"):
         keys.create("ci", [])
     assert keys.all() == []
 
 
 def test_an_admin_may_do_everything_and_nobody_else_more_than_was_said(keys: KeyStore) -> None:
     admin, reader = keys.create("ops", [Scope.ADMIN]).record, keys.create("page", [Scope.JOBS_READ]).record
-    assert [admin.may(scope) for scope in Scope] == [True] * 3
-    assert [reader.may(scope) for scope in Scope] == [True, False, False]
+    assert [admin.may(scope) for scope in Scope] == [True] * 4
+    assert [reader.may(scope) for scope in Scope] == [True, False, False, False]
     assert (admin.is_admin, reader.is_admin) == (True, False)
