@@ -18,6 +18,8 @@ class Settings(BaseSettings):
     database_url: str = Field(default="", description="SQLAlchemy URL; SQLite in data_dir if empty")
     broker_url: str = Field(default="", description="Celery broker; folders in data_dir if empty (embedded)")
     artifacts_url: str = Field(default="", description="fsspec URL of the artifact store; data_dir/artifacts if empty")
+    state_url: str = Field(default="", description="fsspec URL for what attempts have finished; the worker's if empty")
+    state_seconds: float = Field(default=30, gt=0, description="how often a running attempt stores that there")
     auth: Literal["required", "none"] = "required"
 
     lease_seconds: float = Field(default=30, gt=0, description="a worker silent for so long has lost its job")
@@ -74,6 +76,12 @@ class Settings(BaseSettings):
     def _heartbeats_keep_the_lease(self) -> "Settings":
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError("FLATTENGPT_HEARTBEAT_SECONDS must be at most half of FLATTENGPT_LEASE_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _state_is_no_result(self) -> "Settings":
+        if self.state_url and self.state_url.rstrip("/") == self.artifacts_url.rstrip("/"):
+            raise ValueError("FLATTENGPT_STATE_URL must be another place than FLATTENGPT_ARTIFACTS_URL")
         return self
 
     @property

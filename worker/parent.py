@@ -28,6 +28,7 @@ from worker.disk_floor import DiskFloor
 from worker.exit_codes import ExitCode
 from worker.heartbeat import Heartbeat
 from worker.places import adopt_work, clear_work, jobs_with_work, log_file, old_logs
+from worker.state_store import StateStore
 
 SECRET_KEYS = "FLATTENGPT_SECRET_KEYS"
 
@@ -77,6 +78,7 @@ class Parent:
         self._store, self._settings, self._name = store, settings, name
         self._stopping, self._floor, self._command = stopping, floor, command
         self._artifacts = ArtifactStore(settings.artifacts)
+        self._states = StateStore(settings.state_url) if settings.state_url else None
 
     def work_from(self, job_id: str) -> None:
         """Run the job if it is still queued, then every other queued job.
@@ -126,10 +128,20 @@ class Parent:
             with suppress(OperationalError):  # the next job clears it
                 if self._store.has_ended(job_id):
                     clear_work(self._settings, job_id)
+        if self._states is not None:
+            self._clear_states(self._states)
         for job_id, log in old_logs(self._settings):
             with suppress(OperationalError):
                 if self._store.has_ended(job_id):
                     log.unlink(missing_ok=True)
+
+    def _clear_states(self, states: StateStore) -> None:
+        try:
+            for job_id in states.job_ids():
+                if self._store.has_ended(job_id):
+                    states.remove(job_id)
+        except Exception as error:  # each store's client has errors of its own; the next job clears it
+            log.warning("states of jobs that have ended are not removed", error=type(error).__name__)
 
     def _watch(self, lease: Lease, child: ChildProcess) -> tuple[Exit, Stop | None]:
         """How the child ended, and why it had been told to stop, if it had been. Raises LeaseLost."""
