@@ -151,7 +151,7 @@ def test_a_gated_model_says_what_to_do(hub: Hub, tmp_path: Path, repository: Rep
         lambda: look_up(REPO, revision="main", token=None, endpoint=hub.endpoint),
         lambda: fetch(hub, tmp_path),
     ):
-        with pytest.raises(ModelGated, match="is gated: accept its terms on the Hub.*HF_TOKEN"):
+        with pytest.raises(ModelGated, match=r"is gated: accept its terms on the Hub.*HF_TOKEN"):
             attempt()
 
 
