@@ -7,6 +7,8 @@ from http import HTTPStatus
 from typing import Any, Generic, TypedDict, TypeVar
 from urllib.parse import quote
 
+from pydantic import SecretStr
+
 from cli.errors import DownloadDamaged
 from cli.replies import Artifact, Job, JobPage, Stored
 from cli.upload import Kind
@@ -34,9 +36,10 @@ def ready() -> Call[None]:
     return Call("GET", "/readyz", _nothing)
 
 
-def submit(request: Mapping[str, Any], idempotency_key: str | None) -> Call[Job]:
+def submit(request: Mapping[str, Any], idempotency_key: str | None, hub_token: SecretStr | None) -> Call[Job]:
     """Submit a job; the same key and request give the same job."""
-    return Call("POST", "/jobs", Job.model_validate, json=dict(request), headers=_once(idempotency_key))
+    headers = _once(idempotency_key) | _with_token(hub_token)
+    return Call("POST", "/jobs", Job.model_validate, json=dict(request), headers=headers)
 
 
 def get(job_id: str) -> Call[Job]:
@@ -78,9 +81,10 @@ def cancel(job_id: str) -> Call[Job]:
     return Call("POST", path(job_id, "cancel"), Job.model_validate)
 
 
-def retry(job_id: str, idempotency_key: str | None) -> Call[Job]:
+def retry(job_id: str, idempotency_key: str | None, hub_token: SecretStr | None) -> Call[Job]:
     """Submit the request of a job that failed or was cancelled again."""
-    return Call("POST", path(job_id, "retry"), Job.model_validate, headers=_once(idempotency_key))
+    headers = _once(idempotency_key) | _with_token(hub_token)
+    return Call("POST", path(job_id, "retry"), Job.model_validate, headers=headers)
 
 
 def delete(job_id: str) -> Call[None]:
@@ -117,6 +121,11 @@ def path(job_id: str, *more: str) -> str:
 def _once(idempotency_key: str | None) -> dict[str, str]:
     """The header that makes repeats of a request give the same job."""
     return {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
+
+
+def _with_token(hub_token: SecretStr | None) -> dict[str, str]:
+    """The header that gives the job a token of the Hub for itself."""
+    return {} if hub_token is None else {"Hub-Token": hub_token.get_secret_value()}
 
 
 def _nothing(_: Any) -> None:

@@ -57,9 +57,15 @@ class Client:
             return False
         return True
 
-    def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
-        """Submit a job; the same key and request give the same job."""
-        return self._ask(calls.submit(request, idempotency_key))
+    def submit(
+        self, request: Mapping[str, Any], *, idempotency_key: str | None = None, hub_token: SecretStr | None = None
+    ) -> Job:
+        """Submit a job; the same key and request give the same job.
+
+        Args:
+            hub_token: of the Hugging Face Hub, for this job alone, in place of the service's.
+        """
+        return self._ask(calls.submit(request, idempotency_key, hub_token))
 
     def get(self, job_id: str) -> Job:
         """The job as it is now."""
@@ -82,9 +88,9 @@ class Client:
         """Cancel a queued job at once, or ask a running one to stop."""
         return self._ask(calls.cancel(job_id))
 
-    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
-        """Submit the request of a job that failed or was cancelled again; the new job."""
-        return self._ask(calls.retry(job_id, idempotency_key))
+    def retry(self, job_id: str, *, idempotency_key: str | None = None, hub_token: SecretStr | None = None) -> Job:
+        """Submit the request of a job that failed or was cancelled again; the new job. hub_token: as for `submit`."""
+        return self._ask(calls.retry(job_id, idempotency_key, hub_token))
 
     def delete(self, job_id: str) -> None:
         """Remove a job that has ended, with its artifacts."""
@@ -240,9 +246,15 @@ class AsyncClient:
             return False
         return True
 
-    async def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
-        """Submit a job; the same key and request give the same job."""
-        return await self._ask(calls.submit(request, idempotency_key))
+    async def submit(
+        self, request: Mapping[str, Any], *, idempotency_key: str | None = None, hub_token: SecretStr | None = None
+    ) -> Job:
+        """Submit a job; the same key and request give the same job.
+
+        Args:
+            hub_token: of the Hugging Face Hub, for this job alone, in place of the service's.
+        """
+        return await self._ask(calls.submit(request, idempotency_key, hub_token))
 
     async def get(self, job_id: str) -> Job:
         """The job as it is now."""
@@ -266,9 +278,11 @@ class AsyncClient:
         """Cancel a queued job at once, or ask a running one to stop."""
         return await self._ask(calls.cancel(job_id))
 
-    async def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
-        """Submit the request of a job that failed or was cancelled again; the new job."""
-        return await self._ask(calls.retry(job_id, idempotency_key))
+    async def retry(
+        self, job_id: str, *, idempotency_key: str | None = None, hub_token: SecretStr | None = None
+    ) -> Job:
+        """Submit the request of a job that failed or was cancelled again; the new job. hub_token: as for `submit`."""
+        return await self._ask(calls.retry(job_id, idempotency_key, hub_token))
 
     async def delete(self, job_id: str) -> None:
         """Remove a job that has ended, with its artifacts."""

@@ -69,7 +69,9 @@ def read_request(model: str, given: dict[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         part, _, field = name.rpartition(".")
         if value is not None:
-            target: dict[str, Any] = request.setdefault(part, {}) if part else request
+            if part and request.get(part) is None:
+                request[part] = {}
+            target: dict[str, Any] = request[part] if part else request
             target[field] = value
     return request
 

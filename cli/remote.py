@@ -14,6 +14,7 @@ from cli.options import DEFAULT_URL, Json, Url
 from cli.replies import Job
 from cli.screen import err, follow, jobs_table, out, print_json, report_job
 from cli.upload import upload_of
+from jobs.settings import ClientSettings
 
 app = typer.Typer()
 
@@ -43,7 +44,12 @@ def submit(
     task_items: options.TaskItems = None,
     dtype: options.Dtype = None,
     revision: options.Revision = None,
-    publish: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Hub repository to upload to.")] = None,
+    publish: Annotated[
+        str | None,
+        typer.Option(metavar="ORG/NAME|URL", help="Hub repository to upload to, or s3:// or file:// URL to write to."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Anyone may see the Hub repository.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")] = False,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Told when the job ends.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key and request give the same job.")] = None,
@@ -51,7 +57,10 @@ def submit(
     as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Submit a compression job. Options given here win over the request file."""
+    """Submit a compression job. Options given here win over the request file.
+
+    FLATTENGPT_HUB_TOKEN, if it is set, is the job's own token of the Hub: to read the model, and to publish.
+    """
     request = options.read_request(
         model,
         {
@@ -73,13 +82,15 @@ def submit(
             "evaluation.task_items": task_items,
             "dtype": dtype,
             "revision": revision,
-            "publish.repo_id": publish,
+            "publish": _place(publish),
+            "publish.private": False if public else None,
+            "publish.overwrite": True if overwrite else None,
             "webhook.url": webhook,
             "labels": options.parse_labels(label or []),
         },
     )
     with Client(url) as client:
-        job = client.submit(request, idempotency_key=idempotency_key)
+        job = client.submit(request, idempotency_key=idempotency_key, hub_token=ClientSettings().hub_token)
         if watch:
             err.print(f"job {job.id}", soft_wrap=True)
             _finish(follow(client, job.id), as_json=as_json)
@@ -147,9 +158,12 @@ def cancel(job_id: JobId, as_json: Json = False, url: Url = DEFAULT_URL) -> None
 
 @app.command()
 def retry(job_id: JobId, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
-    """Submit the request of a job that failed or was cancelled again, as a new job."""
+    """Submit the request of a job that failed or was cancelled again, as a new job.
+
+    FLATTENGPT_HUB_TOKEN is sent along as by `submit`.
+    """
     with Client(url) as client:
-        report_job(client.retry(job_id), as_json=as_json)
+        report_job(client.retry(job_id, hub_token=ClientSettings().hub_token), as_json=as_json)
 
 
 @app.command()
@@ -201,6 +215,11 @@ def upload(
         print_json({"kind": what.kind, "name": local, "size": what.size})
     else:
         out.print(local, markup=False, soft_wrap=True)
+
+
+def _place(publish: str | None) -> dict[str, str] | None:
+    """The request's `publish` for a repository or a URL."""
+    return None if publish is None else {"url" if "://" in publish else "repo_id": publish}
 
 
 def _finish(job: Job, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from flattengpt_core.licence import Licence
 from flattengpt_core.recovery.curve import FIGURE, in_words
 from flattengpt_core.retention import share_kept
 
@@ -34,24 +35,29 @@ tokenizer = AutoTokenizer.from_pretrained("{where}")
 Calibrated on {samples} windows of {length} tokens of {text} (seed {seed}); recovery: {recovery}. Layers of the base
 model behind each layer: {groups}. `flattengpt.json` holds the whole request, the versions, the kept heads and
 channels, and the checksum of each file.
-{training}"""
+{training}{licence}"""
 
 
-def card(metrics: Mapping[str, Any], request: Mapping[str, Any], base_model: str) -> str:
+def card(
+    metrics: Mapping[str, Any], request: Mapping[str, Any], base_model: str, licence: Licence | None = None
+) -> str:
     """The card's text with its metadata.
 
     Args:
         metrics: as `pipeline.compress` returns them.
         request: a job's request.
         base_model: the dense model's name; a Hub id is linked as the base model.
+        licence: the dense model's, which the result keeps.
     """
     dense, compressed = metrics["dense"], metrics["compressed"]
-    name = (request.get("publish") or {}).get("repo_id") or f"{base_model}-flat{compressed['layers']}"
+    where = (request.get("publish") or {}).get("repo_id") or f"{base_model}-flat{compressed['layers']}"
+    owner, slash, bare = where.rpartition("/")
+    name = _name(bare, licence)
     calibration = request["calibration"]
     body = _BODY.format(
-        name=name.rsplit("/", 1)[-1],
+        name=name,
         base=base_model,
-        where=name,
+        where=where,
         before=dense["layers"],
         after=compressed["layers"],
         method=request["method"],
@@ -65,13 +71,19 @@ def card(metrics: Mapping[str, Any], request: Mapping[str, Any], base_model: str
         recovery=request["recovery"]["method"],
         groups=", ".join("+".join(str(layer) for layer in group) for group in metrics["groups"]),
         training=_training(metrics.get("recovery")),
+        licence=_licence(licence, base_model),
     )
+    on_hub = "/" in base_model
     data = ModelCardData(
-        base_model=base_model if "/" in base_model else None,
+        base_model=base_model if on_hub else None,
+        base_model_relation="finetune" if on_hub else None,  # of the Hub's four, what fits changed weights
+        license=licence.id if licence else None,
+        license_name=licence.name if licence else None,
+        license_link=licence.link if licence else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["flattengpt", "layer-pruning", "compressed"],
-        model_name=name,
+        model_name=f"{owner}{slash}{name}",
         eval_results=[
             EvalResult(
                 task_type="text-generation",
@@ -95,6 +107,27 @@ def card(metrics: Mapping[str, Any], request: Mapping[str, Any], base_model: str
         or None,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
+
+
+def _name(name: str, licence: Licence | None) -> str:
+    """The name as the licence wants it."""
+    naming = licence.naming if licence else None
+    return name if naming is None or naming.is_kept_by(name) else f"{naming.prefix}-{name}"
+
+
+def _licence(licence: Licence | None, base_model: str) -> str:
+    """What the licence is, and the words that it asks for; empty if the base model's card names none."""
+    if licence is None:
+        return ""
+    called = f"`{licence.name or licence.id}`"
+    named = f"[{called}]({licence.link})" if licence.link else called
+    asked = ""
+    if licence.naming is not None:
+        asked = (
+            f" **{licence.naming.credit}.** It wants the name of a model made from this one, where it is passed on, to "
+            f"begin with `{licence.naming.prefix}`."
+        )
+    return f"\n## Licence\n\nThat of {base_model}: {named}.{asked}\n"
 
 
 def _conventions(evaluation: Mapping[str, Any]) -> str:

@@ -54,6 +54,16 @@ class ModelNotFound(InvalidRequest):
     title = "The model is not there"
 
 
+class ModelGated(ModelNotFound):
+    code = "model_gated"
+    title = "The model is gated, and the token has no access"
+
+
+class ModelRenamed(ModelNotFound):
+    code = "model_renamed"
+    title = "The model has another name now"
+
+
 class UnsupportedModel(InvalidRequest):
     code = "unsupported_model"
     title = "The model is not of a supported kind"

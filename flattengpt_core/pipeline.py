@@ -26,6 +26,7 @@ from flattengpt_core.compress import cheapest_groups, compress_layers
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.device import peak_memory_bytes, pick_device
 from flattengpt_core.evaluate import measure
+from flattengpt_core.licence import CARD, licence_of
 from flattengpt_core.manifest import move_into_place, scratch_beside, write_manifest
 from flattengpt_core.models import Checkpoint, CheckpointWriter, replace_weights
 from flattengpt_core.options import Budget, Calibration, Evaluation, Recovery
@@ -158,7 +159,9 @@ def compress(
         }
         if recovered:
             draw_curve(recovered.as_dict(), result)
-        (result / "README.md").write_text(card(metrics, request, base_model), encoding="utf-8")
+        licence = licence_of(source.folder)
+        kept = licence.without_missing_file(result) if licence else None
+        (result / CARD).write_text(card(metrics, request, base_model, kept), encoding="utf-8")
         write_manifest(result, request, metrics, done)
         move_into_place(result, out)
         return metrics

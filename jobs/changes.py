@@ -139,7 +139,8 @@ def _stage_seconds(row: Row[str, str | None, datetime | None, datetime]) -> Coun
 
 
 def _end(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any], data: dict[str, Any]) -> None:
-    _move(session, lease, target, {"finished_at": now_plus(), "lease_expires_at": None} | values, data)
+    ended = {"finished_at": now_plus(), "lease_expires_at": None, "hub_token": None}
+    _move(session, lease, target, ended | values, data)
 
 
 def _move(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any], data: dict[str, Any]) -> None:

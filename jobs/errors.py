@@ -137,7 +137,7 @@ class PublishFailed(FlattenGPTError):
 class PublishConflict(PublishFailed):
     code = "publish_conflict"
     status = 409
-    title = "The repository on the Hub is not this job's"
+    title = "There is something else where the result was to be published"
     retryable = False
 
 

@@ -31,6 +31,8 @@ class JobRecord:
     last_event: int
     retry_of: str | None
     artifacts_removed_at: datetime | None
+    own_hub_token: bool
+    """Whether its client sent a token of the Hub with it."""
 
     @property
     def ended(self) -> bool:
@@ -59,6 +61,7 @@ class JobRecord:
             last_event=row.last_event,
             retry_of=row.retry_of,
             artifacts_removed_at=row.artifacts_removed_at,
+            own_hub_token=row.hub_token_digest is not None,
         )
 
 

@@ -40,7 +40,7 @@ class Sealer:
         if not self.available:
             raise SealingUnavailable(
                 "This service has no key to keep secrets with: its operator has to set FLATTENGPT_SECRET_KEYS, the "
-                "same for the API and `flattengpt sweep`."
+                "same for the API, `flattengpt sweep` and the workers."
             )
 
     def seal(self, secret: SecretStr) -> str:

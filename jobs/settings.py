@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     )
     webhook_allow_private: bool = Field(default=False, description="webhooks may go to addresses inside")
     webhook_allow_http: bool = Field(default=False, description="webhooks may go without TLS")
+    publish_urls: str = Field(
+        default="", description="s3:// and file:// URLs below which results may be published, comma-separated"
+    )
 
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="for people or for machines; if not set, console on a terminal and else json"
@@ -117,12 +120,22 @@ class ClientSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FLATTENGPT_", frozen=True, hide_input_in_errors=True)
 
     api_key: SecretStr | None = Field(default=None, description="sent with every request")
+    hub_token: SecretStr | None = Field(default=None, description="of the Hub, sent with each job")
 
     @field_validator("api_key")
     @classmethod
-    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
-        """Without the white space that copying brings along; None if it is empty."""
-        text = key.get_secret_value().strip() if key else ""
-        if not (text.isascii() and text.isprintable() and " " not in text):
-            raise ValueError("FLATTENGPT_API_KEY is no key that `flattengpt keys create` made")
-        return SecretStr(text) if text else None
+    def _is_a_key(cls, key: SecretStr | None) -> SecretStr | None:
+        return _fit_for_a_header(key, "FLATTENGPT_API_KEY is no key that `flattengpt keys create` made")
+
+    @field_validator("hub_token")
+    @classmethod
+    def _is_a_token(cls, token: SecretStr | None) -> SecretStr | None:
+        return _fit_for_a_header(token, "FLATTENGPT_HUB_TOKEN is no token of the Hugging Face Hub")
+
+
+def _fit_for_a_header(secret: SecretStr | None, otherwise: str) -> SecretStr | None:
+    """Without the white space that copying brings along; None if it is empty. Raises ValueError(otherwise)."""
+    text = secret.get_secret_value().strip() if secret else ""
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError(otherwise)
+    return SecretStr(text) if text else None

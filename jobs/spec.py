@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from flattengpt_core.depth import layers_to_keep
+from flattengpt_core.local_names import LOCAL
 from flattengpt_core.methods import METHODS
 from flattengpt_core.options import TARGETS, Budget, Target
-from jobs import webhook_target
+from jobs import publish_target, webhook_target
 
 # No control characters: PostgreSQL cannot store NUL, and nobody means the others.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
@@ -121,8 +122,33 @@ class TargetSpec(_Part):
 
 
 class PublishSpec(_Part):
-    repo_id: RepoId = Field(description="The Hub repository to create and upload to.", examples=["org/name-flat24"])
-    private: bool = True
+    """Where the result goes: to a repository of the Hub, or to a folder or bucket that the operator allows."""
+
+    repo_id: RepoId | None = Field(
+        default=None, description="The Hub repository to create and upload to.", examples=["org/name-flat24"]
+    )
+    url: str | None = Field(
+        default=None,
+        max_length=publish_target.MAX_URL,
+        description="In place of a repository: `s3://BUCKET/NAMES` or `file:///NAMES`, below one of those that the "
+        "operator allows.",
+        examples=["s3://models/name-flat24"],
+    )
+    private: bool = Field(default=True, description="Of a repository: whether only its owner sees it.")
+    overwrite: bool = Field(default=False, description="Replace what is there, also if this job did not put it there.")
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_written_to(cls, url: str | None) -> str | None:
+        return None if url is None else publish_target.check(url)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "PublishSpec":
+        if (self.repo_id is None) == (self.url is None):
+            raise ValueError("give either repo_id or url")
+        if self.url is not None and not self.private:
+            raise ValueError("private is a repository's: who may read the url is its owner's to say")
+        return self
 
 
 class WebhookSpec(_Part):
@@ -197,6 +223,12 @@ class JobSpec(_Part):
     def texts(self) -> set[str]:
         """The names of all texts that the job reads."""
         return {*self.calibration.dataset.split("+"), *self.evaluation.perplexity}
+
+    @property
+    def uses_hub(self) -> bool:
+        """Whether a token of the Hub may be of use: the model is the Hub's, or the result goes there."""
+        to_hub = self.publish is not None and self.publish.repo_id is not None
+        return to_hub or not self.model.startswith(LOCAL)
 
     def goal(self, num_layers: int) -> int | Budget:
         """What is asked of a model of so many layers: the number of layers to keep, or a quality to hold.

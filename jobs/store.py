@@ -16,10 +16,12 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 from ulid import ULID
 
+from flattengpt_core.errors import InvalidRequest
 from jobs import changes, tallies, tracing
 from jobs.clock import now_plus
 from jobs.database import sessions
 from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, QueueFull, QuotaExceeded, TooManyJobs
+from jobs.hub_token import HEADER, HubToken
 from jobs.records import Event, EventRecord, JobRecord, Lease, Overview, Page
 from jobs.spec import JobSpec
 from jobs.states import TERMINAL, JobStatus, sources
@@ -68,7 +70,14 @@ class JobStore:
 
     # Clients
 
-    def submit(self, spec: JobSpec, *, commit: str | None = None, idempotency_key: str | None = None) -> JobRecord:
+    def submit(
+        self,
+        spec: JobSpec,
+        *,
+        commit: str | None = None,
+        idempotency_key: str | None = None,
+        hub_token: HubToken | None = None,
+    ) -> JobRecord:
         """Store a new job and its first event, or give back the job that this key made for this owner.
 
         The limits are looked at in the transaction of the insert. PostgreSQL may overshoot them, by at most the
@@ -76,27 +85,44 @@ class JobStore:
 
         Args:
             commit: what the spec's revision of a Hub model means now.
+            hub_token: kept, sealed, until the job ends.
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
             QueueFull, QuotaExceeded: there is no room for another job.
+            SealingUnavailable: there is no key to seal the token with.
         """
-        return self._submit(spec, commit=commit, idempotency_key=idempotency_key, retry_of=None)
+        return self._submit(spec, commit=commit, idempotency_key=idempotency_key, retry_of=None, hub_token=hub_token)
 
-    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> JobRecord:
+    def made_by(self, idempotency_key: str, spec: JobSpec, *, hub_token: HubToken | None = None) -> JobRecord | None:
+        """The job that this key made for this owner by the same request; None if it made none.
+
+        Raises:
+            IdempotencyMismatch: the key was used for another request.
+        """
+        return self._by_key(idempotency_key, spec.as_request(), None, hub_token)
+
+    def retry(self, job_id: str, *, idempotency_key: str | None = None, hub_token: HubToken | None = None) -> JobRecord:
         """Store a new job with the request of one that failed or was cancelled, and no attempts used up.
 
         Raises:
             JobNotFound, Conflict: no such job, or it has not ended so.
-            IdempotencyMismatch, QueueFull, QuotaExceeded: as for `submit`.
+            InvalidRequest: it had a Hub token of its client, which is wiped by now, and there is none here.
+            IdempotencyMismatch, QueueFull, QuotaExceeded, SealingUnavailable: as for `submit`.
         """
         job = self.get(job_id)
         if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
             raise Conflict(
                 f"Job {job_id} is {job.status.value}: only a job that failed or was cancelled can be retried."
             )
+        if job.own_hub_token and hub_token is None:  # the worker's token has other rights
+            raise InvalidRequest(
+                f"Job {job_id} had a Hub token of its own, which was wiped when it ended: send it again.", field=HEADER
+            )
         spec = JobSpec.model_validate(job.request)
-        return self._submit(spec, commit=job.commit, idempotency_key=idempotency_key, retry_of=job_id)
+        return self._submit(
+            spec, commit=job.commit, idempotency_key=idempotency_key, retry_of=job_id, hub_token=hub_token
+        )
 
     def delete(self, job_id: str) -> None:
         """Remove the job, its events and webhook messages; its artifacts are the caller's to remove before.
@@ -194,6 +220,7 @@ class JobStore:
             .values(
                 status=case((queued, JobStatus.CANCELLED.value), else_=JobStatus.CANCELLING.value),
                 finished_at=case((queued, now_plus()), else_=None),
+                hub_token=case((queued, None), else_=Job.hub_token),
             )
         )
         with self._write.begin() as session:
@@ -248,6 +275,14 @@ class JobStore:
         if status is None:
             raise changes.lost(lease)
         return JobStatus(status)
+
+    def sealed_hub_token(self, lease: Lease) -> str | None:
+        """The token that the job's client sent with it; None if it sent none. Raises LeaseLost."""
+        with self._read() as session:
+            row = session.execute(select(Job.hub_token).where(*changes.owned_by(lease))).first()
+        if row is None:
+            raise changes.lost(lease)
+        return row.hub_token
 
     @patiently
     def record(
@@ -429,10 +464,16 @@ class JobStore:
             session.execute(text("SELECT 1"))
 
     def _submit(
-        self, spec: JobSpec, *, commit: str | None, idempotency_key: str | None, retry_of: str | None
+        self,
+        spec: JobSpec,
+        *,
+        commit: str | None,
+        idempotency_key: str | None,
+        retry_of: str | None,
+        hub_token: HubToken | None,
     ) -> JobRecord:
         request = spec.as_request()
-        if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of)):
+        if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of, hub_token)):
             return known
         row = Job(
             id=str(ULID()),
@@ -447,6 +488,8 @@ class JobStore:
             announced_at=now_plus(),
             owner=self._owner,
             traceparent=tracing.traceparent(),
+            hub_token=hub_token.seal() if hub_token else None,
+            hub_token_digest=hub_token.digest() if hub_token else None,
         )
         try:
             with self._write.begin() as session:
@@ -460,7 +503,7 @@ class JobStore:
                 return JobRecord.of(row)
         except (IntegrityError, TooManyJobs):
             # Another request with the same key may have come in between.
-            if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of)):
+            if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of, hub_token)):
                 return known
             raise
 
@@ -484,18 +527,28 @@ class JobStore:
                 "one."
             )
 
-    def _by_key(self, key: str, request: dict[str, Any], retry_of: str | None) -> JobRecord | None:
+    def _by_key(
+        self, key: str, request: dict[str, Any], retry_of: str | None, hub_token: HubToken | None
+    ) -> JobRecord | None:
         with self._read() as session:
             known = (Job.owner == self._owner, Job.idempotency_key == key, Job.created_at > self._keys_since())
             row = session.scalar(select(Job).where(*known))
         if row is None:
             return None
-        if (row.request, row.retry_of) != (request, retry_of):
+        # With every field that has come since: a row may be from before an upgrade.
+        before = JobSpec.model_validate(row.request).as_request()
+        if (before, row.retry_of) != (request, retry_of) or not _same_token(row.hub_token_digest, hub_token):
             raise IdempotencyMismatch(
                 "The Idempotency-Key was used before with another body; use a new key for a new request.",
                 field="Idempotency-Key",
             )
         return JobRecord.of(row)
+
+
+def _same_token(digest: str | None, token: HubToken | None) -> bool:
+    if digest is None or token is None:
+        return digest is None and token is None
+    return token.has(digest)
 
 
 def _so_many(session: Session, count: int, *matching: ColumnElement[bool]) -> bool:

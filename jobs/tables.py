@@ -32,6 +32,7 @@ class Base(DeclarativeBase):
 
 
 _HAS_ARTIFACTS = text("artifacts IS NOT NULL")
+_NO_TOKEN_AT_THE_END = "hub_token IS NULL OR status IN ('queued', 'running', 'cancelling')"
 
 
 class Job(Base):
@@ -39,6 +40,7 @@ class Job(Base):
     __table_args__ = (
         CheckConstraint("status IN ({})".format(", ".join(f"'{s.value}'" for s in JobStatus)), name="status"),
         CheckConstraint("progress >= 0 AND progress <= 1", name="progress"),
+        CheckConstraint(_NO_TOKEN_AT_THE_END, name="hub_token"),
         Index(None, "status", "id"),
         Index(None, "model", "id"),
         Index(None, "owner", "id"),
@@ -88,6 +90,10 @@ class Job(Base):
     """When the janitor removed the artifacts, whose entries went with them."""
     traceparent: Mapped[str | None] = mapped_column(String(64))
     """The span of the request that submitted the job, as W3C's Trace Context writes it."""
+    hub_token: Mapped[str | None] = mapped_column(String(1024), deferred=True)
+    """The client's own token of the Hub, sealed. No job that has ended has one: the database refuses it."""
+    hub_token_digest: Mapped[str | None] = mapped_column(String(128))
+    """A digest of it, which stays; see `hub_token`."""
 
 
 class Tally(Base):

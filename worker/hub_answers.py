@@ -13,6 +13,8 @@ import httpx2
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # lazily exported
 
+from flattengpt_core.hub import TokenName
+
 LONGEST_PAUSE_SECONDS = 300
 """A Hub that asks for a longer pause ends the tries."""
 
@@ -30,16 +32,16 @@ class Failure:
     pause: bool | float
 
 
-def explain(error: Exception, *, host: str, namespace: str) -> Failure:
-    """What `error`, from the Hub's client, means for an upload to `namespace` on `host`."""
+def explain(error: Exception, *, host: str, namespace: str, token: TokenName) -> Failure:
+    """What `error`, from the Hub's client, means for an upload to `namespace` on `host` with this token."""
     answer = _http_error(error)
     if answer is not None:
         wait = _asked_pause(answer)
         status = answer.response.status_code
-        return Failure(_reason(status, wait, host, namespace), _pause(status, wait))
+        return Failure(_reason(status, wait, host, namespace, token), _pause(status, wait))
     in_words = _xet_status(error)
     if in_words is not None:
-        return Failure(_reason(in_words, None, host, namespace), _pause(in_words, None))
+        return Failure(_reason(in_words, None, host, namespace, token), _pause(in_words, None))
     match error:
         case HFValidationError():
             return Failure("that is no valid repository name; see the Hub's rules for names.", False)
@@ -105,21 +107,21 @@ def _pause(status: int, wait: int | None) -> bool | float:
     return False if wait > LONGEST_PAUSE_SECONDS else float(wait)
 
 
-def _reason(status: int, wait: int | None, host: str, namespace: str) -> str:
+def _reason(status: int, wait: int | None, host: str, namespace: str, token: TokenName) -> str:
     match status:
         case 401:
-            return f"{host} does not accept the worker's token (401): HF_TOKEN is wrong, expired or revoked."
+            return f"{host} does not accept {token.whose} token (401): {token.name} is wrong, expired or revoked."
         case 402:
             return f"{host} asks for payment (402): the storage is used up, or the account's plan does not allow this."
         case 403:
             return (
-                f"the worker's token may not write there (403): give HF_TOKEN write access to {namespace}, or choose "
-                "a place that it may write to."
+                f"{token.whose} token may not write there (403): give {token.name} write access to {namespace}, or "
+                "choose a place that it may write to."
             )
         case 404:
-            return f"{host} does not find it (404): check the name, and that HF_TOKEN may see and write it."
+            return f"{host} does not find it (404): check the name, and that {token.name} may see and write it."
         case 409:
-            return f"{host} says that it exists already (409), and the worker's token cannot see it."
+            return f"{host} says that it exists already (409), and {token.whose} token cannot see it."
         case 412:
             return "someone else commits to it at the same time (412)."
         case 429:

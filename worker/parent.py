@@ -12,14 +12,16 @@ from contextlib import suppress
 from enum import Enum, auto
 
 import structlog
+from pydantic import SecretStr
 from sqlalchemy.exc import OperationalError
 from structlog.contextvars import bound_contextvars
 
 from jobs import tracing
 from jobs.artifacts import ArtifactStore
 from jobs.discard import discard, discard_left_over
-from jobs.errors import LeaseLost, RunTooLong
+from jobs.errors import LeaseLost, RunTooLong, SealingUnavailable
 from jobs.records import Lease
+from jobs.sealing import Sealer
 from jobs.settings import Settings
 from jobs.states import JobStatus
 from jobs.store import JobStore, patiently
@@ -37,10 +39,15 @@ Command = Callable[[Lease], Sequence[str]]
 log = structlog.get_logger()
 
 
-def child_environment() -> dict[str, str]:
-    """What a child inherits: not the keys that open stored secrets, which must not be where models are."""
+def child_environment(hub_token: SecretStr | None = None) -> dict[str, str]:
+    """What a child inherits: not the keys that open stored secrets, which must not be where models are.
+
+    Args:
+        hub_token: of the job's client, in place of the worker's.
+    """
     inherited = tracing.environment() or os.environ
-    return {name: value for name, value in inherited.items() if name != SECRET_KEYS}
+    own = {"HF_TOKEN": hub_token.get_secret_value()} if hub_token else {}
+    return {name: value for name, value in inherited.items() if name != SECRET_KEYS} | own
 
 
 def child_command(lease: Lease) -> Sequence[str]:
@@ -103,7 +110,17 @@ class Parent:
     def _run(self, lease: Lease) -> None:
         log.info("attempt started", worker=self._name)
         adopt_work(self._settings, lease)
-        child = ChildProcess(self._command(lease), log_file(self._settings, lease), child_environment())
+        try:
+            environment = child_environment(self._hub_token(lease))
+        except LeaseLost as error:
+            log.info("the attempt is over", reason=error.message)
+            return
+        except SealingUnavailable as error:
+            log.error("the job's Hub token cannot be opened", reason=error.message)
+            with suppress(LeaseLost):
+                self._store.fail_unless_cancelling(lease, error.as_dict())
+            return
+        child = ChildProcess(self._command(lease), log_file(self._settings, lease), environment)
         try:
             ended, stop = self._watch(lease, child)
             status = self._settle(lease, ended, stop)
@@ -116,6 +133,12 @@ class Parent:
             log.info("the attempt is over", reason=error.message)
         finally:
             child.stop(self._settings.stop_grace_seconds)
+
+    @patiently
+    def _hub_token(self, lease: Lease) -> SecretStr | None:
+        """The token that the job's client sent, if it sent one. Raises LeaseLost, SealingUnavailable."""
+        sealed = self._store.sealed_hub_token(lease)
+        return None if sealed is None else Sealer(self._settings).open(sealed)
 
     def _clear_ended(self) -> None:
         """Remove the files of jobs that have ended, here or on another worker; the others may go on from theirs.

@@ -10,10 +10,10 @@ from pathlib import Path
 from jobs.records import Lease
 from jobs.settings import Settings
 
-_KEPT = ("state", "result")
-"""What the next attempt can use of one that ended: both hold whole files only, or say which are."""
 _ADOPTED = "adopted"
 """Names the attempt that an attempt's files on this machine come from."""
+_KEPT = ("state", "result", "download")
+"""What the next attempt can use of one that ended: they hold whole files only, or say which are."""
 _LOG = re.compile(r"([0-9A-Z]{26})\.\d+\.log")
 
 
@@ -45,6 +45,11 @@ def result_dir(settings: Settings, lease: Lease) -> Path:
 def state_dir(settings: Settings, lease: Lease) -> Path:
     """What the attempt has finished, for the next one to go on from."""
     return _own(settings, lease) / "state"
+
+
+def download_dir(settings: Settings, lease: Lease) -> Path:
+    """What was downloaded with the token of the job's client, for this job alone."""
+    return _own(settings, lease) / "download"
 
 
 def adopt_work(settings: Settings, lease: Lease) -> None:

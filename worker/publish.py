@@ -8,30 +8,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import HfHubHTTPError
 from pydantic import SecretStr
 from stamina import RetryingCaller
 
+from flattengpt_core.hub import MADE_BY_THE_HUB, WORKERS_TOKEN, TokenName
 from jobs.errors import PublishConflict, PublishFailed
 from worker.hub_answers import explain
 from worker.hub_client import set_up_client
 from worker.interruptible import LastStep, LeftBehind
 
 TRIES = 4
-_MADE_BY_THE_HUB = {".gitattributes"}
 _EXISTS_PERHAPS = (401, 402, 403, 409)
 """Answers to creating a repository that may be there: a token for that repository alone can only write to it."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """The repository that a job's result goes to."""
+    """The repository that a job's result goes to. overwrite: whether it may replace what others have put there."""
 
     repo_id: str
     private: bool
+    overwrite: bool
     endpoint: str
     job_id: str
+    token_name: TokenName
 
     @property
     def url(self) -> str:
@@ -68,28 +70,33 @@ def publish(
     token: SecretStr | None,
     endpoint: str,
     job_id: str,
+    overwrite: bool = False,
+    token_name: TokenName = WORKERS_TOKEN,
     timeout_seconds: float = 60,
     progress: Callable[[int, int], None] = lambda done, total: None,
     commit: LastStep | None = None,
 ) -> str:
     """Create the repository, upload all of `folder` in one commit that names the job, and give its address.
 
-    Doing it again for the same job uploads what the Hub does not have and commits nothing that is there already.
+    Doing it again for the same job uploads what the Hub does not have and commits nothing that is there already. The
+    repository then holds the result alone: what was there before goes in the same commit, and stays in the history.
 
     Args:
+        overwrite: whether it may hold what this job did not upload.
+        token_name: what errors call the token.
         timeout_seconds: a request that the Hub is silent about for so long is given up, and tried again.
         progress: told the bytes that the Hub has, of how many.
         commit: taken for the commit, before which nothing can be seen in the repository.
 
     Raises:
-        PublishConflict: the repository holds what this job did not upload, or is public against the request.
+        PublishConflict: the repository holds what must not be overwritten, or is public against the request.
         PublishFailed: no token, or the Hub refused or did not answer; the message says what to do.
     """
-    to = Destination(repo_id, private, endpoint, job_id)
+    to = Destination(repo_id, private, overwrite, endpoint, job_id, token_name)
     if token is None:
         raise PublishFailed(
             f"The result was not uploaded to {repo_id}: the worker has no Hub token. Set HF_TOKEN in the worker's "
-            f"environment to one that may write there. {to.remedy}",
+            f"environment to one that may write there, or send one with the request (Hub-Token). {to.remedy}",
             field="publish",
         )
     set_up_client(timeout_seconds)
@@ -106,28 +113,42 @@ def _upload(api: HfApi, folder: Path, to: Destination, progress: Callable[[int, 
     """One try. What it raises has nothing of the client's error in its text or its chain."""
     try:
         repository = _own_repository(api, to)
-        missing = _missing(folder, repository)
+        additions = _additions(folder)
+        missing = _missing(additions, repository)
         _send(api, to, missing, progress)
         with commit.taken():
             # The Hub refuses if anyone has committed since; the client commits nothing if there is nothing new.
             head = repository.sha if repository else None
-            api.create_commit(to.repo_id, missing, commit_message=to.commit_message, parent_commit=head)
+            changes = [*_deletions(additions, repository), *missing]
+            api.create_commit(to.repo_id, changes, commit_message=to.commit_message, parent_commit=head)
     except (PublishConflict, LeftBehind):
         raise
     except Exception as error:
-        failure = explain(error, host=urlsplit(to.endpoint).hostname or "the Hub", namespace=to.repo_id.split("/")[0])
+        host, namespace = urlsplit(to.endpoint).hostname or "the Hub", to.repo_id.split("/")[0]
+        failure = explain(error, host=host, namespace=namespace, token=to.token_name)
         raise _Unfinished(
             f"The result was not uploaded to {to.repo_id}: {failure.reason} {to.remedy}", failure.pause
         ) from None
     return to.url
 
 
-def _missing(folder: Path, repository: ModelInfo | None) -> list[CommitOperationAdd]:
-    """The files of `folder` but the large ones that the repository has."""
+def _additions(folder: Path) -> list[CommitOperationAdd]:
+    """All files of `folder`."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [CommitOperationAdd(file.relative_to(folder).as_posix(), file) for file in files]
+
+
+def _deletions(additions: Sequence[CommitOperationAdd], repository: ModelInfo | None) -> list[CommitOperationDelete]:
+    """What the repository has besides: a shard of another model would be loaded with the result's."""
+    siblings = (repository.siblings if repository else None) or []
+    there = {sibling.rfilename for sibling in siblings} - MADE_BY_THE_HUB
+    return [CommitOperationDelete(path) for path in sorted(there - {one.path_in_repo for one in additions})]
+
+
+def _missing(additions: Sequence[CommitOperationAdd], repository: ModelInfo | None) -> list[CommitOperationAdd]:
+    """The additions but the large ones that the repository has."""
     siblings = (repository.siblings if repository else None) or []
     there = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs}
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    additions = [CommitOperationAdd(file.relative_to(folder).as_posix(), file) for file in files]
     return [
         addition
         for addition in additions
@@ -165,17 +186,17 @@ def _own_repository(api: HfApi, to: Destination) -> ModelInfo | None:
             f"repository. Make it private, or choose another name. {to.remedy}",
             field="publish.repo_id",
         )
-    if not _is_empty(info) and not _is_ours(api, to):
+    if not to.overwrite and not _is_empty(info) and not _is_ours(api, to):
         raise PublishConflict(
             f"The result was not uploaded: {to.repo_id} exists and its last commit is not this job's. Choose another "
-            f"name, or an empty repository. {to.remedy}",
+            f'name, an empty repository, or "overwrite": true. {to.remedy}',
             field="publish.repo_id",
         )
     return info
 
 
 def _is_empty(info: ModelInfo) -> bool:
-    return {sibling.rfilename for sibling in info.siblings or []} <= _MADE_BY_THE_HUB
+    return {sibling.rfilename for sibling in info.siblings or []} <= MADE_BY_THE_HUB
 
 
 def _is_ours(api: HfApi, to: Destination) -> bool:

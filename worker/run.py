@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,23 +23,27 @@ from typing import Any, NoReturn
 import structlog
 
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
-from flattengpt_core.errors import FlattenGPTError, InvalidRequest
+from flattengpt_core.errors import FlattenGPTError, InvalidRequest, ModelNotFound
+from flattengpt_core.hub import REQUESTS_TOKEN, WORKERS_TOKEN, fetch_model
+from flattengpt_core.licence import licence_of, refuse_name
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.progress import Progress
-from jobs import tracing
+from jobs import publish_target, tracing
 from jobs.artifacts import Artifact, ArtifactStore, as_json
 from jobs.database import make_engine
-from jobs.errors import LeaseLost, NotEnoughDisk
+from jobs.errors import LeaseLost, NotEnoughDisk, PublishConflict
 from jobs.logs import configure_logs
 from jobs.records import Event, JobRecord, Lease
 from jobs.settings import Settings
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, PublishSpec
 from jobs.states import PUBLISHING
 from jobs.store import JobStore
 from worker.child_process import die_with_parent
 from worker.exit_codes import ExitCode
 from worker.interruptible import LastStep, interruptibly
-from worker.places import adopted, result_dir, state_dir
+from worker.places import adopted, download_dir, result_dir, state_dir
+from worker.publish import publish as publish_on_hub
+from worker.publish_files import Place, check_place, publish_files
 from worker.reporter import Reporter, StopRequested
 from worker.restore import restore
 from worker.room import check_room
@@ -110,6 +115,8 @@ def run(attempt: Attempt) -> None:
     progress = saved_progress(attempt)
     model = fetch(attempt)
     info = inspect(model)
+    if spec.publish is not None:
+        refuse_place(attempt, spec.publish, model)
     check_room(settings, attempt.lease, spec, info)
     result = result_dir(settings, attempt.lease)
     try:
@@ -205,23 +212,46 @@ def fetch(attempt: Attempt) -> Path:
     located = resolve(attempt.spec.model, attempt.settings.models_dir)
     if not isinstance(located, HubModel):
         return located.path
-    from flattengpt_core.hub import fetch_model
-
-    return fetch_model(
-        located.repo_id,
-        revision=attempt.spec.revision,
-        token=attempt.settings.hf_token.get_secret_value() if attempt.settings.hf_token else None,
-        endpoint=attempt.settings.hf_endpoint,
-        cache_dir=attempt.settings.data_dir.absolute() / "hub",
+    token = attempt.settings.hf_token.get_secret_value() if attempt.settings.hf_token else None
+    from_hub = partial(
+        fetch_model, located.repo_id, revision=attempt.spec.revision, endpoint=attempt.settings.hf_endpoint
     )
+    shared = attempt.settings.data_dir.absolute() / "hub"
+    if not attempt.job.own_hub_token:
+        return from_hub(token=token, cache_dir=shared)
+    try:
+        return from_hub(token=None, cache_dir=shared)
+    except ModelNotFound:
+        # What only this token may read must not be where other jobs find it.
+        own = download_dir(attempt.settings, attempt.lease)
+        return from_hub(token=token, cache_dir=own, token_name=REQUESTS_TOKEN)
+
+
+def refuse_place(attempt: Attempt, publish: PublishSpec, model: Path) -> None:
+    """Refuse before the work what would be refused after it, as far as it can be told by then.
+
+    Raises:
+        InvalidRequest, PublishConflict, MissingExtra: the result could not be put there.
+    """
+    if publish.repo_id is not None and not publish.private:
+        refuse_name(licence_of(model), publish.repo_id.rpartition("/")[2])
+    if publish.url is not None:
+        place = Place(publish.url, publish_target.root_of(publish.url, attempt.settings))
+        check = partial(check_place, place, job_id=attempt.lease.job_id, overwrite=publish.overwrite)
+        try:
+            interruptibly(check, attempt.reporter.look)
+        except (PublishConflict, StopRequested, LeaseLost):
+            raise
+        except (
+            Exception
+        ) as error:  # each store's client has errors of its own; it may be well by the time of publishing
+            log.warning("the place to publish at cannot be looked at", error=type(error).__name__)
 
 
 def publish_result(attempt: Attempt, result: Path) -> str | None:
-    """Upload the result where the request says; None if it says nothing. Raises PublishFailed."""
+    """Put the result where the request says; None if it says nothing. Raises PublishFailed."""
     if attempt.spec.publish is None:
         return None
-    from worker.publish import publish
-
     attempt.reporter.stage(PUBLISHING)
     news: deque[tuple[int, int]] = deque(maxlen=1)
     commit = LastStep()
@@ -232,14 +262,10 @@ def publish_result(attempt: Attempt, result: Path) -> str | None:
             attempt.reporter.step(*news.popleft())
 
     upload = partial(
-        publish,
+        upload_of(attempt, attempt.spec.publish),
         result,
-        repo_id=attempt.spec.publish.repo_id,
-        private=attempt.spec.publish.private,
-        token=attempt.settings.hf_token,
-        endpoint=attempt.settings.hf_endpoint,
         job_id=attempt.lease.job_id,
-        timeout_seconds=attempt.settings.hub_timeout_seconds,
+        overwrite=attempt.spec.publish.overwrite,
         progress=lambda done, total: news.append((done, total)),
         commit=commit,
     )
@@ -248,9 +274,25 @@ def publish_result(attempt: Attempt, result: Path) -> str | None:
         return interruptibly(upload, look, last_step=commit, patience_seconds=patience)
     except StopRequested:
         if commit.begun:
-            unanswered = Event("commit_unanswered", {"repo_id": attempt.spec.publish.repo_id})
+            where = attempt.spec.publish.model_dump(include={"repo_id", "url"}, exclude_none=True)
+            unanswered = Event("commit_unanswered", where)
             attempt.store.record(attempt.lease, events=[unanswered])
         raise
+
+
+def upload_of(attempt: Attempt, publish: PublishSpec) -> Callable[..., str]:
+    """What puts a result where the request says, but for what both ways take."""
+    if publish.url is not None:
+        return partial(publish_files, place=Place(publish.url, publish_target.root_of(publish.url, attempt.settings)))
+    return partial(
+        publish_on_hub,
+        repo_id=publish.repo_id,
+        private=publish.private,
+        token=attempt.settings.hf_token,
+        token_name=REQUESTS_TOKEN if attempt.job.own_hub_token else WORKERS_TOKEN,
+        endpoint=attempt.settings.hf_endpoint,
+        timeout_seconds=attempt.settings.hub_timeout_seconds,
+    )
 
 
 def _record_failure(store: JobStore, lease: Lease, error: Exception) -> ExitCode:

@@ -5,19 +5,21 @@ from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import AfterValidator, AwareDatetime
+from pydantic import AfterValidator, AwareDatetime, SecretStr
 
-from api.admission import admit
+from api.admission import admit, check_hub_token
 from api.auth import ReadableJobs, WritableJobs
 from api.polling import HEADERS, IfNoneMatch, Prefer, Shown, wait_seconds
 from api.problems import responses
 from api.schemas import JobPage, JobReply
-from api.state import Parts
+from api.state import Parts, State
 from flattengpt_core.errors import InvalidRequest
 from flattengpt_core.methods import METHODS
-from jobs import tracing
+from jobs import hub_token, tracing
 from jobs.discard import discard
+from jobs.hub_token import HubToken
 from jobs.records import JobRecord
+from jobs.sealing import Sealer
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
 
@@ -72,6 +74,17 @@ IdempotencyKey = Annotated[
 ]
 
 
+HubTokenHeader = Annotated[
+    SecretStr | None,
+    AfterValidator(lambda token: token and hub_token.check(token)),
+    Header(
+        alias=hub_token.HEADER,
+        description="A token of the Hub for this job alone, in place of the service's: to read the model, and to "
+        "publish. It is kept encrypted, until the job has ended.",
+    ),
+]
+
+
 @router.post(
     "",
     status_code=202,
@@ -85,12 +98,18 @@ async def submit(
     jobs: WritableJobs,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
+    own_token: HubTokenHeader = None,
 ) -> Response:
     """Submit a job. The request is checked against the model before anything is stored."""
+    token = _kept(own_token, parts) if spec.uses_hub else None
 
     def submitted() -> JobRecord:
-        admission = admit(spec, parts.settings)
-        return _announced(jobs.submit(spec, commit=admission.commit, idempotency_key=idempotency_key), parts)
+        # What a first request has brought about, such as a repository, is no reason to refuse its repetition.
+        if idempotency_key is not None and (known := jobs.made_by(idempotency_key, spec, hub_token=token)):
+            return _announced(known, parts)
+        admission = admit(spec, parts.settings, own_token)
+        job = jobs.submit(spec, commit=admission.commit, idempotency_key=idempotency_key, hub_token=token)
+        return _announced(job, parts)
 
     return await _accepted(await run_sync(submitted), parts, prefer)
 
@@ -164,10 +183,21 @@ def cancel(job_id: str, jobs: WritableJobs, parts: Parts) -> JobReply:
     responses={202: _ACCEPTED, **responses(404, 409, 422, 429, 503)},
 )
 async def retry(
-    job_id: str, parts: Parts, jobs: WritableJobs, idempotency_key: IdempotencyKey = None, prefer: Prefer = None
+    job_id: str,
+    parts: Parts,
+    jobs: WritableJobs,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+    own_token: HubTokenHeader = None,
 ) -> Response:
-    """Submit the request of a failed or cancelled job again, as a new job that names it in `retry_of`."""
-    job = await run_sync(lambda: _announced(jobs.retry(job_id, idempotency_key=idempotency_key), parts))
+    """Submit the request of a failed or cancelled job again, as a new job that names it in `retry_of`.
+
+    A job that had a Hub token of its own needs one again.
+    """
+    token = _kept(own_token, parts)
+    job = await run_sync(
+        lambda: _announced(jobs.retry(job_id, idempotency_key=idempotency_key, hub_token=token), parts)
+    )
     return await _accepted(job, parts, prefer)
 
 
@@ -178,6 +208,12 @@ def remove(job_id: str, parts: Parts, jobs: WritableJobs) -> None:
     if job.ended:
         parts.artifacts.delete(job_id)
     jobs.delete(job_id)
+
+
+def _kept(token: SecretStr | None, parts: State) -> HubToken | None:
+    """The request's token as the store takes it. Raises InvalidRequest where none can be kept."""
+    check_hub_token(parts.settings, token)
+    return None if token is None else HubToken(token, Sealer(parts.settings))
 
 
 def _announced(job: JobRecord, parts: Parts) -> JobRecord:

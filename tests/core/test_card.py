@@ -1,11 +1,14 @@
 """The model card: metadata that the Hub understands, and numbers that are the measured ones."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
 from flattengpt_core.card import card
+from flattengpt_core.errors import InvalidRequest
+from flattengpt_core.licence import Licence, licence_of, refuse_name
 from jobs.spec import JobSpec
 
 EVALUATION: dict[str, Any] = {
@@ -48,9 +51,11 @@ METRICS: dict[str, Any] = {
 }
 
 
-def made(base_model: str = "org/base", metrics: dict[str, Any] = METRICS, **request: Any) -> ModelCard:
+def made(
+    base_model: str = "org/base", metrics: dict[str, Any] = METRICS, licence: Licence | None = None, **request: Any
+) -> ModelCard:
     spec = JobSpec.model_validate({"model": "org/base", "layers": 4, **request})
-    return ModelCard(card(metrics, spec.as_request(), base_model))
+    return ModelCard(card(metrics, spec.as_request(), base_model, licence))
 
 
 def test_the_metadata() -> None:
@@ -79,6 +84,58 @@ def test_what_the_figures_are_on() -> None:
     text = made().text
     assert "windows of 512 tokens: 16,384 tokens of wikitext2 (test split)" in text
     assert "5 repeats of generating 128 tokens after 64 × 64 tokens, and of one pass over 1 × 2048 tokens" in text
+
+
+@pytest.mark.parametrize(
+    ("licence", "name", "said"),
+    [
+        (Licence("llama3.2"), "Llama-base-flat4", "Built with Llama."),
+        (Licence("llama3"), "Llama-3-base-flat4", "Built with Meta Llama 3."),
+        (Licence("other", "llama3.1", "LICENSE"), "Llama-base-flat4", "[`llama3.1`](LICENSE)"),
+        (Licence("apache-2.0"), "base-flat4", "That of org/base: `apache-2.0`.\n"),
+    ],
+)
+def test_the_base_models_licence_and_what_it_asks_for(licence: Licence, name: str, said: str) -> None:
+    found = made(publish={"repo_id": "acme/base-flat4"}, licence=licence)
+    assert (found.data.license, found.data.license_name, found.data.license_link) == (
+        licence.id, licence.name, licence.link,
+    )  # fmt: skip
+    assert (found.data.base_model, found.data.base_model_relation) == ("org/base", "finetune")
+    assert found.data.model_name == f"acme/{name}"
+    assert f"# {name}\n" in found.text
+    assert said in found.text
+    assert 'from_pretrained("acme/base-flat4")' in found.text
+
+
+def test_a_name_that_the_licence_wants_is_left_alone() -> None:
+    kept = made(publish={"repo_id": "acme/llama_3.2-flat4"}, licence=Licence("llama3.2")).data.model_name
+    assert kept == "acme/llama_3.2-flat4"
+    refuse_name(Licence("llama3"), "llama-3-8b-flat24")
+    for licence, name in [(Licence("llama3.1"), "my-llama"), (Licence("llama3"), "Llama-flat24")]:
+        with pytest.raises(InvalidRequest, match="wants the name of a public model"):
+            refuse_name(licence, name)
+
+
+def test_a_card_is_read_for_its_licence_and_never_trusted(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    for head, found in [
+        ("license: mit", Licence("mit")),
+        ("license: [mit]", Licence("mit")),
+        ("license: [mit, apache-2.0]", None),
+        ("license: 'mit](https://evil.example)'", None),
+        ("license: other\nlicense_name: '**x**'\nlicense_link: 'javascript:alert(1)'", Licence("other")),
+        ("license: other\nlicense_link: ../../secret", Licence("other")),
+        ("license: {", None),
+        ("- list", None),
+        ("license: 2024-99-99", None),
+    ]:
+        card.write_text(f"---\n{head}\n---\n# tiny\n")
+        assert licence_of(tmp_path) == found, head
+    card.write_bytes(b"\xff\xfe\x00")
+    assert licence_of(tmp_path) is None
+    assert licence_of(tmp_path / "none") is None
+    assert Licence("other", None, "LICENSE").without_missing_file(tmp_path).link is None
+    assert Licence("other", None, "README.md").without_missing_file(tmp_path).link == "README.md"
 
 
 def test_tasks() -> None:

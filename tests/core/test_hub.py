@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from flattengpt_core.checkpoint import inspect
-from flattengpt_core.errors import ModelNotFound, UnsupportedModel
-from flattengpt_core.hub import HubUnreachable, fetch_model, look_up
-from tests.hub.repositories import Repository
+from flattengpt_core.errors import ModelGated, ModelNotFound, ModelRenamed, UnsupportedModel
+from flattengpt_core.hub import REQUESTS_TOKEN, HubUnreachable, fetch_model, holds_files, look_up
+from flattengpt_core.licence import Licence, licence_of
+from tests.hub.repositories import Repository, new_repository
 from tests.hub.state import READ_TOKEN, Hub
 from tests.hub_server import running_hub
 from tests.tiny_models import tiny_checkpoint
@@ -75,11 +76,25 @@ def test_what_is_there_is_not_fetched_again(hub: Hub, tmp_path: Path, repository
     assert fetch(hub, tmp_path, revision=repository.head.id) == folder
 
 
-def test_a_renamed_model_is_found(hub: Hub, tmp_path: Path, files: dict[str, bytes], repository: Repository) -> None:
+def test_a_renamed_model_says_its_name(
+    hub: Hub, tmp_path: Path, files: dict[str, bytes], repository: Repository
+) -> None:
     hub.renamed["acme/old-name"] = REPO
-    assert look_up("acme/old-name", revision="main", token=None, endpoint=hub.endpoint).commit == repository.head.id
-    folder = fetch(hub, tmp_path, repo_id="acme/old-name")
+    with pytest.raises(ModelRenamed, match="acme/old-name is called acme/tiny now"):
+        look_up("acme/old-name", revision="main", token=None, endpoint=hub.endpoint)
+    with pytest.raises(ModelRenamed, match="acme/old-name is called acme/tiny now"):
+        fetch(hub, tmp_path, repo_id="acme/old-name")
+    # A job that was accepted before goes on.
+    folder = fetch(hub, tmp_path, repo_id="acme/old-name", revision=repository.head.id)
     assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
+def test_the_licence_is_looked_up(hub: Hub, tmp_path: Path, files: dict[str, bytes]) -> None:
+    head = b"---\nlicense: other\nlicense_name: llama3.2\nlicense_link: LICENSE.txt\n---\n# tiny\n"
+    hub.add(REPO, files | {"README.md": head})
+    licence = Licence("other", "llama3.2", "LICENSE.txt")
+    assert look_up(REPO, revision="main", token=None, endpoint=hub.endpoint).licence == licence
+    assert licence_of(fetch(hub, tmp_path)) == licence
 
 
 def test_a_private_model_needs_a_token_which_only_the_hub_sees(
@@ -136,8 +151,23 @@ def test_a_gated_model_says_what_to_do(hub: Hub, tmp_path: Path, repository: Rep
         lambda: look_up(REPO, revision="main", token=None, endpoint=hub.endpoint),
         lambda: fetch(hub, tmp_path),
     ):
-        with pytest.raises(ModelNotFound, match="is gated: accept its terms on the Hub"):
+        with pytest.raises(ModelGated, match=r"is gated: accept its terms on the Hub.*HF_TOKEN"):
             attempt()
+
+
+def test_the_token_of_a_request_is_called_so(hub: Hub, repository: Repository) -> None:
+    repository.private = True
+    with pytest.raises(ModelNotFound, match="the request's Hub-Token may not read it"):
+        look_up(REPO, revision="main", token=None, endpoint=hub.endpoint, token_name=REQUESTS_TOKEN)
+
+
+def test_whether_a_repository_holds_files(hub: Hub, repository: Repository) -> None:
+    hub.repositories["acme/empty"] = new_repository("acme/empty", private=False)
+    for repo_id, holds in [(REPO, True), ("acme/empty", False), ("acme/none", False)]:
+        assert holds_files(repo_id, token=None, endpoint=hub.endpoint) is holds
+    hub.fail(".*", 503)
+    with pytest.raises(HubUnreachable):
+        holds_files(REPO, token=None, endpoint=hub.endpoint)
 
 
 def test_pickled_weights_are_refused(hub: Hub, tmp_path: Path, files: dict[str, bytes]) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import yaml
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 
@@ -93,6 +94,7 @@ def make_app(hub: Hub) -> FastAPI:
             "sha": commit.id,
             "private": repository.private,
             "gated": "manual" if repository.gated else False,
+            "cardData": _card_data(commit),
             "siblings": [_sibling(path, content) for path, content in commit.files.items()],
         }
 
@@ -229,6 +231,12 @@ def make_app(hub: Hub) -> FastAPI:
             raise Refused(403, f"You don't have the rights to write to {repo_id}")
 
     return app
+
+
+def _card_data(commit: Commit) -> dict[str, Any]:
+    """The metadata at the head of the card."""
+    parts = commit.files.get("README.md", b"").split(b"---\n")
+    return yaml.safe_load(parts[1]) if len(parts) > 2 else {}
 
 
 def _sibling(path: str, content: bytes) -> dict[str, Any]:

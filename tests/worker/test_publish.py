@@ -22,6 +22,7 @@ from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 from pydantic import SecretStr
 
+from flattengpt_core.hub import REQUESTS_TOKEN
 from jobs.errors import PublishConflict, PublishFailed
 from tests.hub.repositories import new_repository
 from tests.hub.state import READ_TOKEN, WRITE_TOKEN, XET_TOKEN, Break, Hub
@@ -212,6 +213,28 @@ def test_what_was_changed_since_is_left_alone(hub: Hub, result: Path) -> None:
     with pytest.raises(PublishConflict):
         put(hub, result)
     assert repository.head == edited
+
+
+def test_overwrite_leaves_the_result_alone_in_the_repository(hub: Hub, result: Path) -> None:
+    """A shard of what was there must not be loaded with the result's; it stays in the history."""
+    before = {"model.safetensors": b"someone's work", "model-00001-of-00002.safetensors": b"a shard", "notes.txt": b""}
+    repository = hub.add(REPO, before, private=True)
+    for _ in range(2):
+        put(hub, result, overwrite=True)
+        assert published(hub) == contents(result)
+        assert [commit.title for commit in repository.commits[-2:]] == ["by hand", f"FlattenGPT job {JOB}"]
+    assert repository.commits[-2].files.items() >= before.items()
+
+
+def test_overwrite_does_not_make_a_private_result_public(hub: Hub, result: Path) -> None:
+    hub.add(REPO, {"config.json": b"{}"}, private=False)
+    with pytest.raises(PublishConflict, match="is public"):
+        put(hub, result, overwrite=True)
+
+
+def test_the_token_of_a_request_is_called_so(hub: Hub, result: Path) -> None:
+    with pytest.raises(PublishFailed, match=r"does not accept the request's token \(401\): Hub-Token is wrong"):
+        put(hub, result, token="hf_test_expired", token_name=REQUESTS_TOKEN)
 
 
 def test_a_private_result_never_goes_to_a_public_repository(hub: Hub, result: Path) -> None:
