@@ -8,7 +8,7 @@ import structlog
 
 from flattengpt_core import families
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
-from flattengpt_core.errors import CalibrationNotFound, UnsupportedModel
+from flattengpt_core.errors import CalibrationNotFound, InvalidRequest, UnsupportedModel
 from flattengpt_core.hub import HubUnreachable, look_up
 from flattengpt_core.local_names import LOCAL
 from flattengpt_core.texts import TEXTS, local_text, refuse_reported_calibration
@@ -28,7 +28,7 @@ class Admission:
 
 
 def admit(spec: JobSpec, settings: Settings) -> Admission:
-    """Refuse a request that names a missing or unsupported model, an impossible target or an unknown text.
+    """Refuse a request that names a missing or unsupported model, an impossible target, an unknown text or queue.
 
     So is a webhook that could not be signed, or must not be sent to.
     A Hub that does not answer is no reason to refuse: loading will tell.
@@ -36,6 +36,7 @@ def admit(spec: JobSpec, settings: Settings) -> Admission:
     Raises:
         FlattenGPTError: with the field that is to blame.
     """
+    _check_queue(spec, settings)
     _check_texts(spec, settings.texts_dir)
     _check_webhook(spec, settings)
     located = resolve(spec.model, settings.models_dir)
@@ -61,6 +62,12 @@ def _layers_of(config: Any, model: str) -> int:
     if not isinstance(layers, int) or layers < 1:
         raise UnsupportedModel(f"config.json of {model} has no valid num_hidden_layers ({layers!r}).", field="model")
     return layers
+
+
+def _check_queue(spec: JobSpec, settings: Settings) -> None:
+    if spec.queue not in settings.queues:
+        known = ", ".join(settings.queues)
+        raise InvalidRequest(f"This service has no queue {spec.queue!r}; it has {known}.", field="queue")
 
 
 def _check_webhook(spec: JobSpec, settings: Settings) -> None:

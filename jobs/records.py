@@ -31,6 +31,10 @@ class JobRecord:
     last_event: int
     retry_of: str | None
     artifacts_removed_at: datetime | None
+    queue: str
+    min_gpu_memory_gib: float
+    unserved: bool
+    """Queued, and no worker that is alive may take it."""
 
     @property
     def ended(self) -> bool:
@@ -38,8 +42,8 @@ class JobRecord:
         return self.status in TERMINAL
 
     @classmethod
-    def of(cls, row: Job) -> "JobRecord":
-        """A copy of the row."""
+    def of(cls, row: Job, *, unserved: bool) -> "JobRecord":
+        """A copy of the row, with what `roster.UNSERVED` says of it."""
         return cls(
             id=row.id,
             status=JobStatus(row.status),
@@ -59,6 +63,9 @@ class JobRecord:
             last_event=row.last_event,
             retry_of=row.retry_of,
             artifacts_removed_at=row.artifacts_removed_at,
+            queue=row.queue,
+            min_gpu_memory_gib=row.min_gpu_memory_gib,
+            unserved=unserved,
         )
 
 
@@ -109,10 +116,16 @@ class Page:
 
 @dataclass(frozen=True)
 class Overview:
-    """The service as a whole. attempts_ended: by how. stage_seconds: by stage."""
+    """The service as a whole. attempts_ended: by how. stage_seconds: by stage.
+
+    Of each queue with jobs that wait, or with workers: queue_age_seconds, of the job that has waited longest;
+    unserved, how many jobs no worker that is alive may take; workers, how many are alive.
+    """
 
     jobs: dict[JobStatus, int]
-    queue_age_seconds: float
+    queue_age_seconds: dict[str, float]
+    unserved: dict[str, int]
+    workers: dict[str, int]
     attempts_started: float
     attempts_ended: dict[str, float]
     stage_seconds: dict[str, Histogram]

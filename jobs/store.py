@@ -11,7 +11,22 @@ from datetime import datetime
 from typing import Any
 
 import stamina
-from sqlalchemy import ColumnElement, Engine, String, case, cast, delete, func, literal, null, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    Row,
+    String,
+    case,
+    cast,
+    delete,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 from ulid import ULID
@@ -20,15 +35,19 @@ from jobs import changes, tallies, tracing
 from jobs.clock import now_plus
 from jobs.database import sessions
 from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, QueueFull, QuotaExceeded, TooManyJobs
+from jobs.queues import DEFAULT, PLAIN, Serves
 from jobs.records import Event, EventRecord, JobRecord, Lease, Overview, Page
+from jobs.roster import ALIVE, UNSERVED, idle_worker_for
 from jobs.spec import JobSpec
 from jobs.states import TERMINAL, JobStatus, sources
-from jobs.tables import Job, JobEvent
+from jobs.tables import Job, JobEvent, WorkerQueue
 
 patiently = stamina.retry(on=OperationalError, attempts=None, timeout=30, wait_max=2)
 """Tries again for half a minute while the database restarts; what then goes wrong is for the sweeper to mend."""
 
 
+_SHOWN = select(Job, UNSERVED)
+"""What a record of a job is made of."""
 _UNENDED = Job.status.in_([status for status in JobStatus if status not in TERMINAL])
 
 
@@ -116,10 +135,10 @@ class JobStore:
         """The job; raises JobNotFound."""
         _check_id(job_id)
         with self._read() as session:
-            row = session.scalar(select(Job).where(Job.id == job_id, *self._seen))
-            if row is None:
+            found = session.execute(_SHOWN.where(Job.id == job_id, *self._seen)).first()
+            if found is None:
                 raise _not_found(job_id)
-            return JobRecord.of(row)
+            return _record(found)
 
     def has_ended(self, job_id: str) -> bool:
         """Whether the job needs no worker any more; so it does not, either, if it was deleted."""
@@ -150,7 +169,7 @@ class JobStore:
         limit: int = 50,
     ) -> Page:
         """Jobs newest first, only those older than the job id `before`: stable while new ones come in."""
-        query = select(Job).where(*self._seen).order_by(Job.id.desc()).limit(limit + 1)
+        query = _SHOWN.where(*self._seen).order_by(Job.id.desc()).limit(limit + 1)
         if status is not None:
             query = query.where(Job.status == status)
         if model is not None:
@@ -166,9 +185,9 @@ class JobStore:
         if before is not None:
             query = query.where(Job.id < before)
         with self._read() as session:
-            rows = session.scalars(query).all()
-        more = len(rows) > limit
-        return Page([JobRecord.of(row) for row in rows[:limit]], rows[limit - 1].id if more else None)
+            jobs = [_record(row) for row in session.execute(query)]
+        more = len(jobs) > limit
+        return Page(jobs[:limit], jobs[limit - 1].id if more else None)
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> list[EventRecord]:
         """The job's events with a sequence number above `after`, in order."""
@@ -208,11 +227,14 @@ class JobStore:
 
     # Workers
 
-    def take(self, job_id: str, *, worker: str, lease_seconds: float) -> Lease | None:
-        """Make `worker` the owner of a queued job by a new attempt; None if the job is not queued (any more)."""
+    def take(self, job_id: str, *, worker: str, lease_seconds: float, serves: Serves = PLAIN) -> Lease | None:
+        """Make `worker` the owner of a queued job by a new attempt.
+
+        None if the job is not queued (any more), or is none of those that the worker serves.
+        """
         statement = (
             update(Job)
-            .where(Job.id == job_id, Job.status.in_(sources(JobStatus.RUNNING)))
+            .where(Job.id == job_id, Job.status.in_(sources(JobStatus.RUNNING)), *_served_by(serves))
             .values(
                 status=JobStatus.RUNNING,
                 attempt=Job.attempt + 1,
@@ -231,10 +253,11 @@ class JobStore:
             tallies.add(session, tallies.counted(tallies.ATTEMPTS_STARTED))
         return Lease(job_id, attempt, traceparent)
 
-    def next_queued(self) -> str | None:
-        """The id of the job that has waited longest."""
+    def next_queued(self, serves: Serves = PLAIN) -> str | None:
+        """The id of the most urgent job of those that a worker may take, and of these the one that came first."""
+        mine = select(Job.id).where(Job.status == JobStatus.QUEUED, *_served_by(serves))
         with self._read() as session:
-            return session.scalar(select(Job.id).where(Job.status == JobStatus.QUEUED).order_by(Job.id).limit(1))
+            return session.scalar(mine.order_by(Job.priority.desc(), Job.id).limit(1))
 
     def heartbeat(self, lease: Lease, *, lease_seconds: float) -> JobStatus:
         """Extend the lease; the status tells whether the job is to be cancelled. Raises LeaseLost."""
@@ -326,6 +349,15 @@ class JobStore:
                 update(Job).where(Job.id == job_id, Job.status == JobStatus.QUEUED).values(announced_at=None)
             )
 
+    def pass_on(self, job_id: str) -> None:
+        """As `ring_again`, for a job that the worker may not take, if there is an idle one that may.
+
+        One that is busy looks for jobs itself once it no longer is.
+        """
+        passed = update(Job).where(Job.id == job_id, Job.status == JobStatus.QUEUED, idle_worker_for(job_id))
+        with self._write.begin() as session:
+            session.execute(passed.values(announced_at=None))
+
     # The sweeper
 
     def release_expired(self, *, max_losses: int, limit: int = 100) -> list[Lease]:
@@ -369,16 +401,23 @@ class JobStore:
             cancelled = update(Job).where(Job.id == job_id, Job.status == JobStatus.CANCELLED)
             session.execute(cancelled.values(artifacts=None))
 
-    def due_for_announcement(self, *, after_seconds: float, limit: int = 10) -> list[str]:
-        """The queued jobs not announced for `after_seconds`, oldest first, now marked as announced.
+    def queues_waiting(self) -> list[str]:
+        """The queues in which jobs wait."""
+        with self._read() as session:
+            return sorted(session.scalars(select(Job.queue).where(Job.status == JobStatus.QUEUED).distinct()))
 
-        Few at a time are enough: a worker that is woken goes on with whatever is queued.
+    def due_for_announcement(self, queue: str = DEFAULT, *, after_seconds: float, limit: int = 10) -> list[str]:
+        """The jobs of a queue not announced for `after_seconds`, now marked as announced.
+
+        Few at a time are enough: a worker that is woken goes on with whatever is queued. Those that were announced
+        last come last, so that jobs which the woken workers may not take hide no others.
         """
         due = (
             Job.status == JobStatus.QUEUED,
+            Job.queue == queue,
             or_(Job.announced_at.is_(None), Job.announced_at < now_plus(-after_seconds)),
         )
-        oldest = select(Job.id).where(*due).order_by(Job.id).limit(limit)
+        oldest = select(Job.id).where(*due).order_by(Job.announced_at.asc().nulls_first(), Job.id).limit(limit)
         with self._write.begin() as session:
             # `due` again, since another sweeper may have marked the same rows in between.
             marked = update(Job).where(Job.id.in_(oldest.scalar_subquery()), *due).values(announced_at=now_plus())
@@ -408,15 +447,20 @@ class JobStore:
     # Seen from outside
 
     def overview(self) -> Overview:
-        """How many jobs there are, how long the oldest has waited, and what was counted."""
+        """How many jobs and workers there are, how long jobs have waited, and what was counted."""
         with self._read() as session:
             counts = session.execute(select(Job.status, func.count()).group_by(Job.status))
             by_status = {status: count for status, count in counts}
-            waiting = select(Job.created_at, now_plus().label("now")).where(Job.status == JobStatus.QUEUED)
-            oldest = session.execute(waiting.order_by(Job.id).limit(1)).first()
+            waiting = select(Job.queue, func.min(Job.created_at), func.count(case((UNSERVED, 1))), now_plus())
+            queued = session.execute(waiting.where(Job.status == JobStatus.QUEUED).group_by(Job.queue)).all()
+            alive = select(WorkerQueue.queue, func.count()).where(ALIVE).group_by(WorkerQueue.queue)
+            workers = {queue: count for queue, count in session.execute(alive)}
+            none = dict.fromkeys({*workers, *(queue for queue, *_ in queued)}, 0)
             return Overview(
                 jobs={status: by_status.get(status.value, 0) for status in JobStatus},
-                queue_age_seconds=(oldest.now - oldest.created_at).total_seconds() if oldest else 0.0,
+                queue_age_seconds=none | {queue: (now - oldest).total_seconds() for queue, oldest, _, now in queued},
+                unserved=none | {queue: unserved for queue, _, unserved, _ in queued},
+                workers=none | workers,
                 attempts_started=tallies.counters(session, tallies.ATTEMPTS_STARTED).get("", 0.0),
                 attempts_ended=tallies.counters(session, tallies.ATTEMPTS_ENDED),
                 stage_seconds=tallies.histograms(session, tallies.STAGE_SECONDS),
@@ -447,6 +491,9 @@ class JobStore:
             announced_at=now_plus(),
             owner=self._owner,
             traceparent=tracing.traceparent(),
+            queue=spec.queue,
+            min_gpu_memory_gib=spec.min_gpu_memory_gib,
+            priority=spec.priority,
         )
         try:
             with self._write.begin() as session:
@@ -456,8 +503,8 @@ class JobStore:
                 session.add(row)
                 session.flush()
                 changes.append(session, row.id, [Event("queued", {"retry_of": retry_of} if retry_of else {})])
-                session.refresh(row)
-                return JobRecord.of(row)
+                stored = _SHOWN.where(Job.id == row.id).execution_options(populate_existing=True)
+                return _record(session.execute(stored).one())
         except (IntegrityError, TooManyJobs):
             # Another request with the same key may have come in between.
             if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of)):
@@ -487,15 +534,28 @@ class JobStore:
     def _by_key(self, key: str, request: dict[str, Any], retry_of: str | None) -> JobRecord | None:
         with self._read() as session:
             known = (Job.owner == self._owner, Job.idempotency_key == key, Job.created_at > self._keys_since())
-            row = session.scalar(select(Job).where(*known))
-        if row is None:
+            found = session.execute(_SHOWN.where(*known)).first()
+        if found is None:
             return None
-        if (row.request, row.retry_of) != (request, retry_of):
+        job = _record(found)
+        # Its request may be older than fields that have come since.
+        if (JobSpec.model_validate(job.request).as_request(), job.retry_of) != (request, retry_of):
             raise IdempotencyMismatch(
                 "The Idempotency-Key was used before with another body; use a new key for a new request.",
                 field="Idempotency-Key",
             )
-        return JobRecord.of(row)
+        return job
+
+
+def _record(found: Row[Job, bool]) -> JobRecord:
+    """The record of what `_SHOWN` gives."""
+    job, unserved = found
+    return JobRecord.of(job, unserved=unserved)
+
+
+def _served_by(serves: Serves) -> tuple[ColumnElement[bool], ...]:
+    """The jobs that such a worker may take, queued or not."""
+    return (Job.queue.in_(serves.queues), Job.min_gpu_memory_gib <= serves.gpu_memory_gib)
 
 
 def _so_many(session: Session, count: int, *matching: ColumnElement[bool]) -> bool:
