@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import RowMapping
+
 from jobs.states import TERMINAL, JobStatus
-from jobs.tables import Job, JobEvent
+from jobs.tables import JobEvent
 from jobs.tallies import Histogram
 
 
@@ -42,31 +44,9 @@ class JobRecord:
         return self.status in TERMINAL
 
     @classmethod
-    def of(cls, row: Job, *, unserved: bool) -> "JobRecord":
-        """A copy of the row, with what `roster.UNSERVED` says of it."""
-        return cls(
-            id=row.id,
-            status=JobStatus(row.status),
-            stage=row.stage,
-            progress=row.progress,
-            attempt=row.attempt,
-            request=row.request,
-            commit=row.commit,
-            labels=row.labels,
-            metrics=row.metrics,
-            artifacts=row.artifacts or [],
-            error=row.error,
-            published_url=row.published_url,
-            created_at=row.created_at,
-            started_at=row.started_at,
-            finished_at=row.finished_at,
-            last_event=row.last_event,
-            retry_of=row.retry_of,
-            artifacts_removed_at=row.artifacts_removed_at,
-            queue=row.queue,
-            min_gpu_memory_gib=row.min_gpu_memory_gib,
-            unserved=unserved,
-        )
+    def of(cls, row: RowMapping) -> "JobRecord":
+        """A copy of the row, which has a column for each field."""
+        return cls(**{**row, "status": JobStatus(row["status"]), "artifacts": row["artifacts"] or []})
 
 
 @dataclass(frozen=True)

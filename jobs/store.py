@@ -7,6 +7,7 @@ of brokers or processes.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -14,8 +15,8 @@ import stamina
 from sqlalchemy import (
     ColumnElement,
     Engine,
-    Row,
     String,
+    bindparam,
     case,
     cast,
     delete,
@@ -33,7 +34,7 @@ from ulid import ULID
 
 from jobs import changes, tallies, tracing
 from jobs.clock import now_plus
-from jobs.database import sessions
+from jobs.database import reader, sessions
 from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, QueueFull, QuotaExceeded, TooManyJobs
 from jobs.queues import DEFAULT, PLAIN, Serves
 from jobs.records import Event, EventRecord, JobRecord, Lease, Overview, Page
@@ -46,8 +47,13 @@ patiently = stamina.retry(on=OperationalError, attempts=None, timeout=30, wait_m
 """Tries again for half a minute while the database restarts; what then goes wrong is for the sweeper to mend."""
 
 
-_SHOWN = select(Job, UNSERVED)
+_SHOWN = select(
+    *(getattr(Job, field.name) for field in fields(JobRecord) if field.name != "unserved"), UNSERVED.label("unserved")
+)
 """What a record of a job is made of."""
+# Clients ask for one job much more often than for anything else, so these are made once.
+_ONE = _SHOWN.where(Job.id == bindparam("job_id"))
+_ONE_OF_OWNER = _ONE.where(Job.owner == bindparam("owner"))
 _UNENDED = Job.status.in_([status for status in JobStatus if status not in TERMINAL])
 
 
@@ -69,6 +75,7 @@ class JobStore:
         idempotency_seconds: float = 86_400,
     ) -> None:
         self._write, self._read = sessions(engine)
+        self._reader = reader(engine)
         self._max_queued, self._max_per_owner = max_queued, max_per_owner
         self._idempotency_seconds = idempotency_seconds
         self._owner = ""
@@ -134,11 +141,12 @@ class JobStore:
     def get(self, job_id: str) -> JobRecord:
         """The job; raises JobNotFound."""
         _check_id(job_id)
-        with self._read() as session:
-            found = session.execute(_SHOWN.where(Job.id == job_id, *self._seen)).first()
-            if found is None:
-                raise _not_found(job_id)
-            return _record(found)
+        one = _ONE_OF_OWNER if self._seen else _ONE
+        with self._reader.connect() as connection:  # no session: it would have nothing to keep
+            found = connection.execute(one, {"job_id": job_id, "owner": self._owner}).mappings().first()
+        if found is None:
+            raise _not_found(job_id)
+        return JobRecord.of(found)
 
     def has_ended(self, job_id: str) -> bool:
         """Whether the job needs no worker any more; so it does not, either, if it was deleted."""
@@ -185,7 +193,7 @@ class JobStore:
         if before is not None:
             query = query.where(Job.id < before)
         with self._read() as session:
-            jobs = [_record(row) for row in session.execute(query)]
+            jobs = [JobRecord.of(row) for row in session.execute(query).mappings()]
         more = len(jobs) > limit
         return Page(jobs[:limit], jobs[limit - 1].id if more else None)
 
@@ -503,8 +511,7 @@ class JobStore:
                 session.add(row)
                 session.flush()
                 changes.append(session, row.id, [Event("queued", {"retry_of": retry_of} if retry_of else {})])
-                stored = _SHOWN.where(Job.id == row.id).execution_options(populate_existing=True)
-                return _record(session.execute(stored).one())
+                return JobRecord.of(session.execute(_SHOWN.where(Job.id == row.id)).mappings().one())
         except (IntegrityError, TooManyJobs):
             # Another request with the same key may have come in between.
             if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of)):
@@ -534,10 +541,10 @@ class JobStore:
     def _by_key(self, key: str, request: dict[str, Any], retry_of: str | None) -> JobRecord | None:
         with self._read() as session:
             known = (Job.owner == self._owner, Job.idempotency_key == key, Job.created_at > self._keys_since())
-            found = session.execute(_SHOWN.where(*known)).first()
+            found = session.execute(_SHOWN.where(*known)).mappings().first()
         if found is None:
             return None
-        job = _record(found)
+        job = JobRecord.of(found)
         # Its request may be older than fields that have come since.
         if (JobSpec.model_validate(job.request).as_request(), job.retry_of) != (request, retry_of):
             raise IdempotencyMismatch(
@@ -545,12 +552,6 @@ class JobStore:
                 field="Idempotency-Key",
             )
         return job
-
-
-def _record(found: Row[Job, bool]) -> JobRecord:
-    """The record of what `_SHOWN` gives."""
-    job, unserved = found
-    return JobRecord.of(job, unserved=unserved)
 
 
 def _served_by(serves: Serves) -> tuple[ColumnElement[bool], ...]:
