@@ -7,7 +7,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from starlette.exceptions import HTTPException
 
-from api.state import Parts, State
+from api.state import State
 from jobs.keys import KeyRecord
 from jobs.scopes import Scope
 from jobs.store import JobStore
@@ -20,18 +20,17 @@ _bearer = HTTPBearer(
 )
 
 
-async def api_key(
-    request: Request,
-    parts: Parts,
-    needed: SecurityScopes,
-    given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> KeyRecord | None:
+Given = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+async def api_key(request: Request, needed: SecurityScopes, given: Given) -> KeyRecord | None:
     """The key of the request; None where none is asked for.
 
     Raises:
         HTTPException: 401 without a key or with one that may not be used, whatever the reason; 403 without the scope.
         TooManyRequests: the key has asked too often.
     """
+    parts: State = request.app.state.parts
     if parts.settings.auth == "none":
         return None
     if given is None:
@@ -45,7 +44,7 @@ async def api_key(
 
 
 def _counted(request: Request, parts: State, given: str) -> KeyRecord:
-    """The key that was given, once more in use. In a thread of its own, and in one for both."""
+    """The key that was given, once more in use."""
     key = parts.keys.authenticate(given)
     if key is None:
         challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
@@ -54,11 +53,14 @@ def _counted(request: Request, parts: State, given: str) -> KeyRecord:
     return key
 
 
-async def _jobs(parts: Parts, key: Annotated[KeyRecord | None, Security(api_key)]) -> JobStore:
-    return parts.store if key is None else parts.store.of(key.id, sees_all=key.is_admin)
+# These ask for the key by a call: each further dependency that FastAPI resolves costs as much as reading a job's row.
+async def _jobs(request: Request, needed: SecurityScopes, given: Given) -> JobStore:
+    key, store = await api_key(request, needed, given), request.app.state.parts.store
+    return store if key is None else store.of(key.id, sees_all=key.is_admin)
 
 
-async def _owner(key: Annotated[KeyRecord | None, Security(api_key)]) -> str:
+async def _owner(request: Request, needed: SecurityScopes, given: Given) -> str:
+    key = await api_key(request, needed, given)
     return "" if key is None else key.id
 
 

@@ -78,8 +78,7 @@ class JobStore:
         self._reader = reader(engine)
         self._max_queued, self._max_per_owner = max_queued, max_per_owner
         self._idempotency_seconds = idempotency_seconds
-        self._owner = ""
-        self._seen: tuple[ColumnElement[bool], ...] = ()
+        self._owner, self._sees_all = "", True
 
     def of(self, owner: str, *, sees_all: bool = False) -> "JobStore":
         """The same jobs for one client: new ones are the `owner`'s, others' are as if they were not there.
@@ -89,8 +88,13 @@ class JobStore:
             sees_all: whether the client may see and change the jobs of every owner.
         """
         store = copy.copy(self)
-        store._owner, store._seen = owner, () if sees_all else (Job.owner == owner,)
+        store._owner, store._sees_all = owner, sees_all
         return store
+
+    @property
+    def _seen(self) -> tuple[ColumnElement[bool], ...]:
+        """The jobs that the client may see."""
+        return () if self._sees_all else (Job.owner == self._owner,)
 
     # Clients
 
@@ -141,7 +145,7 @@ class JobStore:
     def get(self, job_id: str) -> JobRecord:
         """The job; raises JobNotFound."""
         _check_id(job_id)
-        one = _ONE_OF_OWNER if self._seen else _ONE
+        one = _ONE if self._sees_all else _ONE_OF_OWNER
         with self._reader.connect() as connection:  # no session: it would have nothing to keep
             found = connection.execute(one, {"job_id": job_id, "owner": self._owner}).mappings().first()
         if found is None:
