@@ -20,6 +20,7 @@ from jobs import tracing
 from jobs.artifacts import ArtifactStore
 from jobs.discard import discard, discard_left_over
 from jobs.errors import LeaseLost, RunTooLong, SealingUnavailable
+from jobs.queues import Serves
 from jobs.records import Lease
 from jobs.sealing import Sealer
 from jobs.settings import Settings
@@ -68,6 +69,7 @@ class Parent:
 
     Args:
         name: what this worker is called in the job's row.
+        serves: which jobs it may take.
         stopping: whether the worker has been told to stop.
         floor: the free disk below which it takes no jobs.
         command: what runs an attempt.
@@ -78,26 +80,28 @@ class Parent:
         store: JobStore,
         settings: Settings,
         name: str,
+        serves: Serves,
         stopping: Callable[[], bool],
         floor: DiskFloor,
         command: Command = child_command,
     ) -> None:
-        self._store, self._settings, self._name = store, settings, name
+        self._store, self._settings, self._name, self._serves = store, settings, name, serves
         self._stopping, self._floor, self._command = stopping, floor, command
         self._artifacts = ArtifactStore(settings.artifacts)
         self._states = StateStore(settings.state_url) if settings.state_url else None
 
     def work_from(self, job_id: str) -> None:
-        """Run the job if it is still queued, then every other queued job.
+        """Run every queued job that this worker may take, the most urgent first, whichever it was woken for.
 
         Until none is left, the worker stops, or its disk is nearly full.
         """
-        next_id: str | None = job_id
-        while next_id is not None:
+        while (next_id := self._store.next_queued(self._serves)) is not None:
             if self._stopping() or not self._floor.holds(self._clear_ended):
                 self._store.ring_again(next_id)  # for another worker
                 return
-            lease = self._store.take(next_id, worker=self._name, lease_seconds=self._settings.lease_seconds)
+            lease = self._store.take(
+                next_id, worker=self._name, lease_seconds=self._settings.lease_seconds, serves=self._serves
+            )
             if lease is not None:
                 with (
                     bound_contextvars(job_id=lease.job_id, attempt=lease.attempt),
@@ -105,7 +109,8 @@ class Parent:
                 ):
                     self._run(lease)
             self._clear_ended()
-            next_id = self._store.next_queued()
+        self._clear_ended()
+        self._store.pass_on(job_id)
 
     def _run(self, lease: Lease) -> None:
         log.info("attempt started", worker=self._name)
