@@ -11,6 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, Field
 from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, InterfaceError, TimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
 
 from flattengpt_core.errors import FlattenGPTError
 from jobs.errors import NotReady, TooMany
@@ -84,6 +86,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 405:
+            # The framework names the methods of one route only, where each method has one.
+            allowed = ", ".join(_methods(app, request.scope))
+            return refusal(request, 405, f"This address takes {allowed} only.", {"Allow": allowed})
         return refusal(request, error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(DatabaseError)
@@ -126,6 +132,15 @@ def _answer(
         retryable=retryable,
     )
     return JSONResponse(problem.model_dump(), status, media_type=MEDIA_TYPE, headers=dict(headers) if headers else None)
+
+
+def _methods(app: FastAPI, scope: Scope) -> list[str]:
+    """The methods that the address of a request takes."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "POST", "PUT")
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
+    ]
 
 
 def _headers(status: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from flattengpt_core.local_names import LOCAL
 from jobs.errors import InUse
 from jobs.model_store import Package, StoredModel
 
-router = APIRouter(prefix="/models", tags=["models"], responses=responses(401, 403))
+router = APIRouter(prefix="/models", tags=["models"], responses=responses(401, 403, 429))
 
 PACKAGES = {
     "application/x-tar": Package.TAR,
