@@ -79,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=importlib.metadata.version("flattengpt"),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would lead to whatever host the request names
         openapi_tags=TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses=problems.responses(400),

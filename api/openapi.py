@@ -18,23 +18,22 @@ TAGS = [
 ]
 
 _THIS_JOB = {"job_id": "$request.path.job_id"}
-_NEW_JOB = dict.fromkeys(
-    ("getJob", "cancelJob", "retryJob", "deleteJob", "listJobEvents", "listJobArtifacts", "listJobWebhooks"),
-    {"job_id": "$response.body#/id"},
-)
+_OF_A_JOB = ("getJob", "cancelJob", "retryJob", "deleteJob", "listJobEvents", "listJobArtifacts", "listJobWebhooks")
+_NEW_JOB = {operation: {"job_id": "$response.body#/id"} for operation in _OF_A_JOB}
+_STORED = {"name": "$response.body#/name"}
 _LINKS: dict[str, dict[str, dict[str, str]]] = {
     "submitJob": _NEW_JOB,
     "retryJob": _NEW_JOB,
     "listJobArtifacts": {"getJobArtifact": {**_THIS_JOB, "path": "$response.body#/artifacts/0/path"}},
     "listJobWebhooks": {"replayJobWebhook": {**_THIS_JOB, "delivery_id": "$response.body#/deliveries/0/id"}},
-    "putModel": dict.fromkeys(("getModel", "deleteModel"), {"name": "$response.body#/name"}),
-    "putDataset": dict.fromkeys(("getDataset", "deleteDataset"), {"name": "$response.body#/name"}),
+    "putModel": {operation: _STORED for operation in ("getModel", "deleteModel")},
+    "putDataset": {operation: _STORED for operation in ("getDataset", "deleteDataset")},
 }
 """What can be called with what an operation answers: operation, next operation, its parameters."""
 
 
 def describe(app: FastAPI) -> None:
-    """Let the application's document tell of its problem documents, its links, and of parameters as they can be sent."""
+    """Let the document tell of the application's problem documents and links, and of parameters as they can be sent."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -85,7 +85,8 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=255,
-        description="The same key and body give the same job.",
+        pattern=r"^[ -~]*$",
+        description="The same key and body give the same job; ASCII that can be seen.",
     ),
 ]
 
