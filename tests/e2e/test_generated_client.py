@@ -79,7 +79,9 @@ def test_a_whole_journey(generated: ModuleType, document: dict[str, Any], url: s
             model=stored.model,
             layers=4,
             calibration=models.CalibrationSpec(dataset=text.dataset, samples=8, sequence_length=64),
-            evaluation=models.EvaluationSpec(perplexity=["python-docs"], sequence_length=64, windows=4, benchmark=False),
+            evaluation=models.EvaluationSpec(
+                perplexity=["python-docs"], sequence_length=64, windows=4, benchmark=False
+            ),
             labels=models.JobSpecLabels.from_dict({"team": "search"}),
         )
         job = call("jobs.submit_job", body=spec, idempotency_key="once")
@@ -112,7 +114,7 @@ def test_a_whole_journey(generated: ModuleType, document: dict[str, Any], url: s
         assert [error.field for error in refused.errors] == ["layers"]
         assert call("jobs.delete_job", job.id) is None
         assert call("jobs.get_job", job.id).code == "job_not_found"
-        assert "flattengpt_jobs" in call("service.metrics")
+        assert b"flattengpt_jobs" in call("service.metrics")
 
 
 def test_every_operation_is_in_it(generated: ModuleType, document: dict[str, Any]) -> None:
