@@ -37,13 +37,14 @@ def _sentence(text: str) -> str:
 
 
 Text = Annotated[str, BeforeValidator(_utf8)]
+Name = Annotated[str, BeforeValidator(lambda name: _utf8(name)[:MOST_CHARACTERS])]
 Sentence = Annotated[str, BeforeValidator(_sentence)]
 
 
 class FieldError(BaseModel):
     """What is wrong with one field of the request; nested fields are joined by dots."""
 
-    field: Sentence = Field(examples=["calibration.samples"])
+    field: Name = Field(examples=["calibration.samples"])
     message: Sentence = Field(examples=["Input should be less than or equal to 4096"])
 
 

@@ -54,16 +54,14 @@ class Fortress:
     store: JobStore
     folder: Path
 
-    def send(self, raw: bytes) -> http.client.HTTPResponse:
-        """The answer to these bytes."""
+    def send(self, raw: bytes) -> tuple[http.client.HTTPResponse, str]:
+        """The answer to these bytes, and its body."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             with suppress(OSError):  # it was refused before its end
                 connection.sendall(raw)
             answer = http.client.HTTPResponse(connection)
             answer.begin()
-            self_contained = answer.read()
-        answer.read = lambda *_: self_contained  # type: ignore[method-assign]
-        return answer
+            return answer, answer.read().decode()
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +108,7 @@ def test_refused_in_a_sentence(fortress: Fortress, hostile: Hostile) -> None:
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).replace("KEY", fortress.key)
     path = hostile.path.replace("JOB", fortress.job_id)
-    answer = fortress.send(f"{hostile.method} {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + hostile.body)
-    text = answer.read().decode()
+    answer, text = fortress.send(f"{hostile.method} {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + hostile.body)
     assert 400 <= answer.status < 500, text[:500]
     assert answer.headers["X-Injected"] is None
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -125,7 +122,8 @@ def test_refused_in_a_sentence(fortress: Fortress, hostile: Hostile) -> None:
 
 @pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED.keys())
 def test_what_is_no_http(fortress: Fortress, raw: bytes) -> None:
-    assert 400 <= fortress.send(raw).status < 500
+    answer, _ = fortress.send(raw)
+    assert 400 <= answer.status < 500
 
 
 def test_nothing_is_stored(fortress: Fortress) -> None:
