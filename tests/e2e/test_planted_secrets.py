@@ -125,6 +125,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield hub
 
 
+@pytest.mark.slow
 def test_no_secret_is_left_anywhere(
     environment: dict[str, str], hub: Hub, tmp_path: Path, evidence: Evidence, database: str, broker: str
 ) -> None:
