@@ -1,12 +1,14 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve check lint format benchmark quality faults api tables lock clean
+.PHONY: help demo test serve check lint audit format benchmark quality faults api tables lock clean
 SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PACKAGES := flattengpt_core jobs api worker cli migrations benchmarks
 TORCH := $(shell grep '^torch==' requirements.lock)
+GENERATOR := $(shell grep -o 'openapi-python-client==[0-9.]*' pyproject.toml)
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
@@ -23,9 +25,10 @@ test: check  ## every check and every test
 serve: $(READY)  ## the service on http://127.0.0.1:8000, for this machine only
 	FLATTENGPT_AUTH=none $(BIN)/flattengpt serve
 
-check: lint
+check: lint audit
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(PACKAGES)
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows deploy/github/compress-weekly.yaml
@@ -33,6 +36,13 @@ check: lint
 lint: $(READY)  ## style
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+# Where the advisory service does not answer, or does not know the packages, that is no reason to fail.
+audit: $(READY)  ## known vulnerabilities of the locked packages, where the advisory service can be asked
+	@found=$$($(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict --timeout 10 \
+		--progress-spinner off 2>&1) && echo "$$found" | tail -1 || { \
+		grep -q 'known vulnerabilit' <<<"$$found" && echo "$$found" && exit 1; \
+		echo "NOT audited: the advisory service could not be asked ($$(tail -1 <<<"$$found" | cut -c1-200))"; }
 
 format: $(READY)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix
@@ -71,5 +81,6 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(GENERATOR)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@

@@ -17,6 +17,7 @@ from api.body_limit import BodyLimit
 from api.compression import CompressedDocuments
 from api.host_guard import HostGuard
 from api.news import NewsDesk
+from api.openapi import TAGS, describe
 from api.rate_limit import RateLimit, RateLimitHeaders
 from api.request_log import RequestLog
 from api.routes import artifacts, datasets, events, jobs, metrics, models, service, webhooks
@@ -83,6 +84,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         version=importlib.metadata.version("flattengpt"),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would lead to whatever host the request names
+        openapi_tags=TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         responses=problems.responses(400),
         telemetry=_telemetry(tracing.start(settings, "api")),
@@ -113,7 +116,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         app.add_middleware(CORSMiddleware, allow_origins=origins, **_CORS)
     for module in (jobs, events, artifacts, models, datasets, webhooks, service, metrics):
         app.include_router(module.router)
-    _describe_problems(app)
+    describe(app)
     return app
 
 
@@ -128,26 +131,3 @@ def _telemetry(provider: TracerProvider | None) -> TelemetryConfig:
         "auto_configure": False,
         "exclude": lambda scope: scope.get("path") in _PROBES,
     }
-
-
-def _describe_problems(app: FastAPI) -> None:
-    """Let the OpenAPI document describe the problem documents that the routes really answer with."""
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = plain()
-            schemas = schema["components"]["schemas"]
-            schemas.pop("HTTPValidationError", None)
-            schemas.pop("ValidationError", None)
-            problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(problem.pop("$defs"))
-            schemas["Problem"] = problem
-            for operation in (entry for path in schema["paths"].values() for entry in path.values()):
-                # FastAPI's own entry, on routes whose parameters cannot be invalid.
-                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                    del operation["responses"]["422"]
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]

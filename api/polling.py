@@ -21,6 +21,7 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
 Prefer = Annotated[
     str | None,
     Header(
+        alias="Prefer",
         max_length=200,
         description="`wait=SECONDS` holds the answer back until the job has ended (with `If-None-Match`: has changed), "
         f"for at most {MAX_WAIT_SECONDS} seconds (RFC 7240).",

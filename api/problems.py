@@ -11,6 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, Field
 from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, InterfaceError, TimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
 
 from flattengpt_core.errors import FlattenGPTError
 from jobs.errors import NotReady, TooMany
@@ -19,15 +21,31 @@ MEDIA_TYPE = "application/problem+json"
 
 log = structlog.get_logger()
 
-# Half a surrogate pair, which JSON may hold, is no UTF-8.
-Text = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode())]
+MOST_CHARACTERS, MOST_FIELDS = 1000, 20
+"""Of a message, and named in one problem, whatever is wrong with a request: no more helps anyone."""
+
+
+def _utf8(text: str) -> str:
+    """The text without half surrogate pairs, which JSON may hold, and which are no UTF-8."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _sentence(text: str) -> str:
+    """The text on one line, as a terminal may print it: it may quote what a client has sent."""
+    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in _utf8(text))
+    return shown if len(shown) <= MOST_CHARACTERS else f"{shown[: MOST_CHARACTERS - 1]}…"
+
+
+Text = Annotated[str, BeforeValidator(_utf8)]
+Name = Annotated[str, BeforeValidator(lambda name: _utf8(name)[:MOST_CHARACTERS])]
+Sentence = Annotated[str, BeforeValidator(_sentence)]
 
 
 class FieldError(BaseModel):
     """What is wrong with one field of the request; nested fields are joined by dots."""
 
-    field: Text = Field(examples=["calibration.samples"])
-    message: Text = Field(examples=["Input should be less than or equal to 4096"])
+    field: Name = Field(examples=["calibration.samples"])
+    message: Sentence = Field(examples=["Input should be less than or equal to 4096"])
 
 
 class Problem(BaseModel):
@@ -36,7 +54,7 @@ class Problem(BaseModel):
     type: str = Field(examples=["urn:flattengpt:problem:invalid_request"])
     title: str = Field(examples=["The request is not valid"])
     status: int = Field(examples=[422])
-    detail: Text = Field(examples=["sparsity: Input should be less than 1"])
+    detail: Sentence = Field(examples=["sparsity: Input should be less than 1"])
     instance: Text = Field(examples=["/jobs"])
     code: str = Field(examples=["invalid_request"])
     errors: list[FieldError] = []
@@ -78,12 +96,19 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [_field_error(entry) for entry in error.errors()]
+        found = error.errors()
+        errors = [_field_error(entry) for entry in found[:MOST_FIELDS]]
         detail = "; ".join(f"{entry.field}: {entry.message}" for entry in errors)
+        if len(found) > len(errors):
+            detail = f"{len(found)} fields are wrong, among them {detail}"
         return _answer(request, 422, "invalid_request", "The request is not valid", detail, errors)
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 405:
+            # The framework names the methods of one route only, where each method has one.
+            allowed = ", ".join(_methods(app, request.scope))
+            return refusal(request, 405, f"This address takes {allowed} only.", {"Allow": allowed})
         return refusal(request, error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(DatabaseError)
@@ -126,6 +151,15 @@ def _answer(
         retryable=retryable,
     )
     return JSONResponse(problem.model_dump(), status, media_type=MEDIA_TYPE, headers=dict(headers) if headers else None)
+
+
+def _methods(app: FastAPI, scope: Scope) -> list[str]:
+    """The methods that the address of a request takes."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "POST", "PUT")
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
+    ]
 
 
 def _headers(status: int) -> dict[str, Any]:

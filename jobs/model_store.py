@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 
 from flattengpt_core.checkpoint import CheckpointInfo, LocalModel, inspect, resolve
@@ -17,6 +18,7 @@ from jobs.settings import Settings
 from jobs.shelf import Shelf
 
 GGUF = ".gguf"
+_GGUF_START, _GZIP_START = b"GGUF", b"\x1f\x8b"
 
 
 class Package(StrEnum):
@@ -25,6 +27,8 @@ class Package(StrEnum):
     TAR = "tar"
     TAR_GZ = "tar.gz"
     GGUF = "gguf"
+    ANY = "any"
+    """One of the others, as its name and its first bytes tell."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class ModelStore:
             UploadTooLarge: it comes to more than `max_model_bytes`.
             NameTaken, NoRoom: as `Shelf`.
         """
+        if package is Package.ANY:
+            package, blocks = _told(name, blocks)
         _check_name(name, package)
         with self._shelf.scratch() as scratch:
             model = scratch / name
@@ -116,6 +122,18 @@ def _is_name(name: str) -> bool:
 
 def _not_stored(name: str) -> NotStored:
     return NotStored(f"There is no model {name!r}; GET /models lists those there are.")
+
+
+def _told(name: str, blocks: Iterable[bytes]) -> tuple[Package, Iterable[bytes]]:
+    """What the blocks are, and all of them."""
+    rest, start = iter(blocks), b""
+    while len(start) < len(_GGUF_START) and (block := next(rest, b"")):
+        start += block
+    if name.endswith(GGUF) or start.startswith(_GGUF_START):
+        package = Package.GGUF
+    else:
+        package = Package.TAR_GZ if start.startswith(_GZIP_START) else Package.TAR
+    return package, chain([start], rest)
 
 
 def _check_name(name: str, package: Package) -> None:

@@ -152,7 +152,7 @@ class Outbox:
             self._end(message, answer)
             return DeliveryStatus.FAILED
         wait = max(SCHEDULE[-message.tries_left], min(retry_after, MOST_WAIT_SECONDS))
-        again = now_plus(wait * random.uniform(1, 1 + JITTER))
+        again = now_plus(wait * random.uniform(1, 1 + JITTER))  # nosec B311  # spreads retries
         with self._write.begin() as session:
             session.execute(update(WebhookDelivery).where(*_held(message)).values(next_try_at=again, answer=answer))
         return DeliveryStatus.PENDING

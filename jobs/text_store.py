@@ -1,6 +1,7 @@
 """Uploaded texts, `local:NAME` in a request: checked while they come in, as the core will read them."""
 
 import codecs
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -154,9 +155,11 @@ class _JsonLines:
             return
         try:
             text = text_of_line(line)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UploadRefused(
-                f'Line {self._number} is no JSON object with a string "text" ({type(error).__name__}: {error}).'[:500],
-                field="body",
-            ) from None
+        except json.JSONDecodeError as error:
+            raise self._refused(f"no JSON: {error.msg} at character {error.pos}") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise self._refused('no JSON object with a "text" that is a string of whole characters') from None
         self.has_text = self.has_text or bool(text.strip())
+
+    def _refused(self, reason: str) -> UploadRefused:
+        return UploadRefused(f"Line {self._number} is {reason}.", field="body")

@@ -33,7 +33,7 @@ from worker.heartbeat import Heartbeat
 from worker.places import adopt_work, clear_work, jobs_with_work, log_file, old_logs
 from worker.state_store import StateStore
 
-SECRET_KEYS = "FLATTENGPT_SECRET_KEYS"
+SECRET_KEYS = "FLATTENGPT_SECRET_KEYS"  # nosec B105  # the variable's name
 
 Command = Callable[[Lease], Sequence[str]]
 

@@ -16,10 +16,13 @@ from api.schemas import ArtifactPage, artifacts_of
 from api.state import Parts
 from jobs.errors import ArtifactNotFound, ArtifactsRemoved
 
-router = APIRouter(prefix="/jobs", tags=["artifacts"], responses=responses(401, 403))
+router = APIRouter(prefix="/jobs", tags=["artifacts"], responses=responses(401, 403, 429))
 
 _BLOCK_BYTES = 1024**2
-_BYTES: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BYTES: dict[str, Any] = {
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    "*/*": {},  # as the file's name has it
+}
 
 
 @router.get("/{job_id}/artifacts", operation_id="listJobArtifacts", responses=responses(404, 503))

@@ -15,7 +15,7 @@ from flattengpt_core.local_names import LOCAL
 from jobs.errors import InUse
 from jobs.text_store import StoredText, TextFormat
 
-router = APIRouter(prefix="/datasets", tags=["datasets"], responses=responses(401, 403))
+router = APIRouter(prefix="/datasets", tags=["datasets"], responses=responses(401, 403, 429))
 
 FORMATS = {
     "text/plain": TextFormat.PLAIN,

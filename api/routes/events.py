@@ -22,7 +22,7 @@ from jobs.records import EventRecord
 STREAM = "text/event-stream"
 PING_SECONDS = 15
 
-router = APIRouter(prefix="/jobs", tags=["events"], responses=responses(401, 403))
+router = APIRouter(prefix="/jobs", tags=["events"], responses=responses(401, 403, 429))
 
 _BOTH: dict[int | str, dict[str, Any]] = {
     200: {

@@ -1,11 +1,12 @@
 """Submit, list, look at, cancel, retry and delete jobs."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import AfterValidator, AwareDatetime, SecretStr
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, SecretStr
 
 from api.admission import admit, check_hub_token
 from api.auth import ReadableJobs, WritableJobs
@@ -13,7 +14,6 @@ from api.polling import HEADERS, IfNoneMatch, Prefer, Shown, wait_seconds
 from api.problems import responses
 from api.schemas import JobPage, JobReply
 from api.state import Parts, State
-from flattengpt_core.errors import InvalidRequest
 from flattengpt_core.methods import METHODS
 from jobs import hub_token, tracing
 from jobs.discard import discard
@@ -23,7 +23,7 @@ from jobs.sealing import Sealer
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403))
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 429))
 
 _ACCEPTED: dict[str, Any] = {
     "model": JobReply,
@@ -37,6 +37,7 @@ _SHOWN: dict[int | str, dict[str, Any]] = {
 
 # PostgreSQL cannot look for NUL.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+_CURSOR = r"^[0-9A-Za-z]{26}$"
 
 
 def _label(label: str) -> str:
@@ -51,6 +52,12 @@ def _method(method: str) -> str:
     return method
 
 
+def _written_out(moment: object) -> object:
+    if isinstance(moment, str) and moment.replace(".", "").removeprefix("-").isdigit():
+        raise ValueError("give a date and a time with its zone, such as 2026-11-26T10:00:00Z")
+    return moment
+
+
 def _moment(moment: datetime) -> datetime:
     try:
         return moment.astimezone(UTC)
@@ -58,9 +65,20 @@ def _moment(moment: datetime) -> datetime:
         raise ValueError("give a moment between the years 1 and 9999") from None
 
 
-Label = Annotated[str, AfterValidator(_label)]
-Method = Annotated[str, AfterValidator(_method)]
-Moment = Annotated[AwareDatetime, AfterValidator(_moment)]
+def _cursor(cursor: str) -> str:
+    if re.fullmatch(_CURSOR, cursor) is None:
+        raise ValueError("this is no cursor of an earlier page")
+    return cursor
+
+
+# What else than their type is asked of them, for the OpenAPI document: the checks have better words for it.
+Label = Annotated[
+    str, AfterValidator(_label), Field(json_schema_extra={"pattern": r"^[^:\x00-\x1f\x7f]+:[^\x00-\x1f\x7f]+$"})
+]
+Method = Annotated[str, AfterValidator(_method), Field(json_schema_extra={"enum": list(METHODS)})]
+Cursor = Annotated[str, AfterValidator(_cursor), Field(json_schema_extra={"pattern": _CURSOR})]
+# A number would be taken for seconds since 1970.
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_moment)]
 
 
 IdempotencyKey = Annotated[
@@ -69,7 +87,8 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=255,
-        description="The same key and body give the same job.",
+        pattern=r"^[ -~]*$",
+        description="The same key and body give the same job; ASCII that can be seen.",
     ),
 ]
 
@@ -129,12 +148,10 @@ def page(
         Moment | None, Query(description="Only jobs submitted after this moment, which names its time zone.")
     ] = None,
     created_before: Annotated[Moment | None, Query(description="Only jobs submitted before it.")] = None,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before.")] = None,
+    cursor: Annotated[Cursor | None, Query(description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.")] = 50,
 ) -> JobPage:
     """Jobs, newest first. Pages stay stable while new jobs come in."""
-    if cursor is not None and not (len(cursor) == 26 and cursor.isalnum() and cursor.isascii()):
-        raise InvalidRequest("This is no cursor of an earlier page.", field="cursor")
     key, _, value = (label or "").partition(":")
     found = jobs.page(
         status=status,

@@ -25,7 +25,10 @@ router = APIRouter(tags=["service"])
     "/metrics",
     operation_id="metrics",
     response_class=Response,
-    responses={200: {"description": "The metrics.", "content": {"text/plain": {}}}, **responses(401, 403, 503)},
+    responses={
+        200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **responses(401, 403, 429, 503),
+    },
     dependencies=[admin_key],
 )
 def metrics(parts: Parts) -> Response:

@@ -15,13 +15,13 @@ from flattengpt_core.local_names import LOCAL
 from jobs.errors import InUse
 from jobs.model_store import Package, StoredModel
 
-router = APIRouter(prefix="/models", tags=["models"], responses=responses(401, 403))
+router = APIRouter(prefix="/models", tags=["models"], responses=responses(401, 403, 429))
 
 PACKAGES = {
+    "application/octet-stream": Package.ANY,
     "application/x-tar": Package.TAR,
     "application/gzip": Package.TAR_GZ,
     "application/x-gzip": Package.TAR_GZ,
-    "application/octet-stream": Package.GGUF,
 }
 """What a body may be, by its media type."""
 
@@ -87,7 +87,7 @@ async def put(name: LocalName, request: Request, response: Response, parts: Part
         raise HTTPException(
             415,
             "Say what the model is in Content-Type: application/x-tar or application/gzip for an archive of its "
-            "files, application/octet-stream for a GGUF file.",
+            "files; application/octet-stream for a GGUF file, or for any of them.",
         )
     model, is_new = await parts.uploads.read(request, lambda blocks: parts.models.put(name, package, blocks))
     response.status_code = 201 if is_new else 200

@@ -48,7 +48,7 @@ def readyz(parts: Parts) -> Health:
     return Health(status="ready")
 
 
-@router.get("/families", operation_id="listFamilies", responses=responses(401, 503), dependencies=[any_key])
+@router.get("/families", operation_id="listFamilies", responses=responses(401, 429, 503), dependencies=[any_key])
 def families() -> Families:
     """Supported architectures, methods and texts."""
     return Families(

@@ -7,7 +7,7 @@ from api.problems import responses
 from api.schemas import DeliveryPage, DeliveryReply, SigningSecretReply
 from api.state import Parts
 
-router = APIRouter(tags=["webhooks"], responses=responses(401, 403))
+router = APIRouter(tags=["webhooks"], responses=responses(401, 403, 429))
 
 
 @router.get("/jobs/{job_id}/webhooks", operation_id="listJobWebhooks", responses=responses(404, 503))

@@ -427,6 +427,16 @@ def test_gguf_files_that_lie(api: TestClient, tmp_path: Path, left: Callable[[],
 
 
 @on_sqlite
+def test_plain_bytes_are_told_by_their_start(api: TestClient, files: Files, left: Callable[[], list[str]]) -> None:
+    """For clients that know no other way to send a file."""
+    assert put(api, "plain", tar(files), GGUF).status_code == 201
+    assert put(api, "packed", gzip.compress(tar(files)), GGUF).status_code == 201
+    problem(put(api, "wrong", b"GGUF" + bytes(100), GGUF), 422, "upload_refused", "name")
+    problem(put(api, "wrong.gguf", tar(files), GGUF), 422, "unsupported_model", "model")
+    assert left() == ["packed", "plain"]
+
+
+@on_sqlite
 @pytest.mark.parametrize("kind", ["", "application/json", "application/zip", "multipart/form-data; boundary=a"])
 def test_a_body_of_another_kind(api: TestClient, files: Files, left: Callable[[], list[str]], kind: str) -> None:
     assert "application/x-tar" in problem(put(api, "a", tar(files), kind), 415, "unsupported_media_type")["detail"]
