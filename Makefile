@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve check lint format benchmark quality faults tables lock clean
+.PHONY: help demo test serve check lint format benchmark quality faults api tables lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -46,6 +46,9 @@ quality: $(READY)  ## measure what each method keeps, cell by cell; hours, and g
 
 faults: $(READY)  ## break everything around running jobs, for about an hour, and tally what became of them
 	$(BIN)/python -m benchmarks.faults
+
+api: $(READY)  ## measure how fast the API is with 100,000 jobs in its database, for about 15 minutes; needs wrk
+	$(BIN)/python -m benchmarks.api
 
 tables: $(READY)  ## put the benchmarks' tables into the README
 	$(BIN)/python -m benchmarks.render

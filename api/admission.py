@@ -33,7 +33,7 @@ class Admission:
 
 
 def admit(spec: JobSpec, settings: Settings, hub_token: SecretStr | None = None) -> Admission:
-    """Refuse a request that names a missing or unsupported model, an impossible target or an unknown text.
+    """Refuse a request that names a missing or unsupported model, an impossible target, an unknown text or queue.
 
     So is a webhook that could not be signed, or must not be sent to, and a place where the result must not be put.
     A Hub that does not answer is no reason to refuse: loading will tell.
@@ -44,6 +44,7 @@ def admit(spec: JobSpec, settings: Settings, hub_token: SecretStr | None = None)
     Raises:
         FlattenGPTError: with the field that is to blame.
     """
+    _check_queue(spec, settings)
     _check_texts(spec, settings.texts_dir)
     _check_webhook(spec, settings)
     if spec.publish is not None and spec.publish.url is not None:
@@ -80,6 +81,12 @@ def _layers_of(config: Any, model: str) -> int:
     if not isinstance(layers, int) or layers < 1:
         raise UnsupportedModel(f"config.json of {model} has no valid num_hidden_layers ({layers!r}).", field="model")
     return layers
+
+
+def _check_queue(spec: JobSpec, settings: Settings) -> None:
+    if spec.queue not in settings.queues:
+        known = ", ".join(settings.queues)
+        raise InvalidRequest(f"This service has no queue {spec.queue!r}; it has {known}.", field="queue")
 
 
 def _check_webhook(spec: JobSpec, settings: Settings) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry.trace import TracerProvider
+from sqlalchemy import Engine
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -57,9 +58,13 @@ class _Application(FastAPI):
         return RequestLog(super().build_middleware_stack())
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application for these settings."""
-    engine = make_engine(settings.database)
+def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
+    """The application for these settings.
+
+    Args:
+        engine: of the settings' database, from a caller who shares its pool; disposed of when the application ends.
+    """
+    engine = engine or make_engine(settings.database)
     store = JobStore(
         engine,
         max_queued=settings.max_queued_jobs,

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
+from anyio.to_thread import run_sync
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from starlette.exceptions import HTTPException
 
-from api.state import Parts
+from api.state import State
 from jobs.keys import KeyRecord
 from jobs.scopes import Scope
 from jobs.store import JobStore
@@ -19,27 +20,22 @@ _bearer = HTTPBearer(
 )
 
 
-def api_key(
-    request: Request,
-    parts: Parts,
-    needed: SecurityScopes,
-    given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> KeyRecord | None:
+Given = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+async def api_key(request: Request, needed: SecurityScopes, given: Given) -> KeyRecord | None:
     """The key of the request; None where none is asked for.
 
     Raises:
         HTTPException: 401 without a key or with one that may not be used, whatever the reason; 403 without the scope.
         TooManyRequests: the key has asked too often.
     """
+    parts: State = request.app.state.parts
     if parts.settings.auth == "none":
         return None
     if given is None:
         raise HTTPException(401, "Give an API key: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"})
-    key = parts.keys.authenticate(given.credentials)
-    if key is None:
-        challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-        raise HTTPException(401, "The API key is not valid: it is wrong, expired or revoked.", challenge)
-    parts.rate_limit.count(request, key.id)
+    key = await run_sync(_counted, request, parts, given.credentials)
     for scope in needed.scopes:
         if not key.may(scope):
             challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
@@ -47,11 +43,24 @@ def api_key(
     return key
 
 
-async def _jobs(parts: Parts, key: Annotated[KeyRecord | None, Security(api_key)]) -> JobStore:
-    return parts.store if key is None else parts.store.of(key.id, sees_all=key.is_admin)
+def _counted(request: Request, parts: State, given: str) -> KeyRecord:
+    """The key that was given, once more in use."""
+    key = parts.keys.authenticate(given)
+    if key is None:
+        challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        raise HTTPException(401, "The API key is not valid: it is wrong, expired or revoked.", challenge)
+    parts.rate_limit.count(request, key.id)
+    return key
 
 
-async def _owner(key: Annotated[KeyRecord | None, Security(api_key)]) -> str:
+# These ask for the key by a call: each further dependency that FastAPI resolves costs as much as reading a job's row.
+async def _jobs(request: Request, needed: SecurityScopes, given: Given) -> JobStore:
+    key, store = await api_key(request, needed, given), request.app.state.parts.store
+    return store if key is None else store.of(key.id, sees_all=key.is_admin)
+
+
+async def _owner(request: Request, needed: SecurityScopes, given: Given) -> str:
+    key = await api_key(request, needed, given)
     return "" if key is None else key.id
 
 

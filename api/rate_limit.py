@@ -8,7 +8,6 @@ import structlog
 from limits import RateLimitItem, parse
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage, Storage
-from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,7 +41,10 @@ class Usage:
 
 
 class RateLimit:
-    """The limit that the settings set, if they set one.
+    """The limit that the settings set, if they set one, for each period of the clock: a minute, an hour ...
+
+    Counted by one call of the storage, which tells what is left as well. A key may ask twice as often around the turn
+    of a period; the limit is there for clients in a loop.
 
     Where Redis does not answer, nobody is refused: the limit protects the service from a client in a loop, and must
     not become what stops it.
@@ -50,7 +52,7 @@ class RateLimit:
 
     def __init__(self, settings: Settings) -> None:
         self._item: RateLimitItem | None = parse(settings.rate_limit) if settings.rate_limit else None
-        self._counter = SlidingWindowCounterRateLimiter(_storage(settings.broker_url))
+        self._storage = _storage(settings.broker_url)
 
     def count(self, request: Request, key_id: str) -> None:
         """Count a request of a key; `RateLimitHeaders` tells its client what is left.
@@ -72,14 +74,15 @@ class RateLimit:
     def _usage(self, key_id: str) -> Usage | None:
         if self._item is None:
             return None
+        period = self._item.get_expiry()
+        window, passed = divmod(time.time(), period)
         try:
-            within = self._counter.hit(self._item, POLICY, key_id)
-            window = self._counter.get_window_stats(self._item, POLICY, key_id)
+            used = self._storage.incr(self._item.key_for(POLICY, key_id, str(int(window))), period)
         except StorageError as error:
             log.warning("requests are not counted", error=type(error.storage_error).__name__)
             return None
-        resets_in = max(1, math.ceil(window.reset_time - time.time()))
-        return Usage(self._item.amount, self._item.get_expiry(), window.remaining, resets_in, within)
+        most = self._item.amount
+        return Usage(most, period, max(0, most - used), math.ceil(period - passed), used <= most)
 
 
 class RateLimitHeaders:

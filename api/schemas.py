@@ -91,6 +91,11 @@ class JobReply(BaseModel):
     artifacts_removed_at: datetime | None = Field(
         default=None, description="When the artifacts were removed because their time was over."
     )
+    waiting_for: str | None = Field(
+        default=None,
+        description="What a queued job needs and no worker that is alive offers; else null.",
+        examples=["a worker for the queue gpu-large with 40 GiB of GPU memory: none is alive"],
+    )
     links: dict[str, str] = Field(description="Where to go from here.")
 
     @classmethod
@@ -122,6 +127,7 @@ class JobReply(BaseModel):
             finished_at=job.finished_at,
             retry_of=job.retry_of,
             artifacts_removed_at=job.artifacts_removed_at,
+            waiting_for=_missing_worker(job) if job.unserved else None,
             links=links,
         )
 
@@ -202,6 +208,11 @@ class SigningSecretReply(BaseModel):
         return cls(
             secret=found.secret.get_secret_value(), created_at=found.created_at, previous_until=found.previous_until
         )
+
+
+def _missing_worker(job: JobRecord) -> str:
+    memory = f" with {job.min_gpu_memory_gib:g} GiB of GPU memory" if job.min_gpu_memory_gib else ""
+    return f"a worker for the queue {job.queue}{memory}: none is alive"
 
 
 def artifacts_of(job: JobRecord) -> list[Artifact]:

@@ -37,7 +37,7 @@ class State:
     uploads: Uploads
 
 
-def _state(request: Request) -> State:
+async def _state(request: Request) -> State:
     state: State = request.app.state.parts
     return state
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,14 +130,36 @@ def loads(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def api(found: dict[str, Any]) -> str:
+    """How fast the API is, and with how much in its database."""
+    show, submit = found["show"], found["submit"]
+    plain, ours = (statistics.median(turn) for turn in zip(*show["per_second"], strict=True))
+    middle = {name: f"{statistics.median(submit[name]):.0f}" for name in ("per_second", "p50_ms", "p99_ms")}
+    lines = [
+        bars(found),
+        "",
+        f"{found['jobs']:,} jobs and {found['events']:,} events in PostgreSQL; it, the API (one process) and the load "
+        f"share {found['processors']} processors. Medians of {len(show['per_second'])} turns: the plain route {plain:.0f} "
+        f"requests/s, `GET /jobs/{{id}}` {ours:.0f}, both from {show['clients']} clients; `POST /jobs` "
+        f"{middle['per_second']}, p50 {middle['p50_ms']} ms, p99 {middle['p99_ms']} ms.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "main_job": ("main_job.json", main_job),
     "quality": ("quality.json", quality),
     "bars": ("quality.json", bars),
     "faults": ("faults.json", faults),
     "loads": ("faults.json", loads),
+    "api": ("api.json", api),
 }
-PAGES = {"README.md": ["main_job", "quality"], "docs/research.md": ["bars"], "docs/reliability.md": ["faults", "loads"]}
+PAGES = {
+    "README.md": ["main_job", "quality"],
+    "docs/research.md": ["bars"],
+    "docs/reliability.md": ["faults", "loads"],
+    "docs/speed.md": ["api"],
+}
 """The pages, and which tables each shows."""
 
 

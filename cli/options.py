@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from cli.errors import BadUsage
 from flattengpt_core.methods import METHODS
+from jobs.queues import QueueName
 
 MODEL_HELP = "A Hub id (org/name), local:NAME"
 Sparsity = Annotated[float | None, typer.Option(help="Share of the layers to remove, between 0 and 1.")]
@@ -74,6 +76,15 @@ def read_request(model: str, given: dict[str, Any]) -> dict[str, Any]:
             target: dict[str, Any] = request[part] if part else request
             target[field] = value
     return request
+
+
+def queue_names(queues: str) -> list[str]:
+    """The queues of a comma-separated option. Raises BadUsage."""
+    try:
+        return list(TypeAdapter(list[QueueName]).validate_python([name.strip() for name in queues.split(",")]))
+    except ValidationError as error:
+        wrong = error.errors()[0]["input"]
+        raise BadUsage(f"{wrong!r} is no queue: give names of a-z, 0-9, - and _.", field="--queues") from None
 
 
 def parse_labels(labels: list[str]) -> dict[str, str] | None:

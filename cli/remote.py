@@ -52,6 +52,13 @@ def submit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")] = False,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Told when the job ends.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
+    queue: Annotated[
+        str | None, typer.Option(help="Which workers: those that serve this queue.", show_default="default")
+    ] = None,
+    min_gpu_memory_gib: Annotated[
+        float | None, typer.Option(help="Only workers with a GPU of so many GiB.", show_default="any worker")
+    ] = None,
+    priority: Annotated[int | None, typer.Option(help="0 to 9; higher ones go first.", show_default="5")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key and request give the same job.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     as_json: Json = False,
@@ -87,6 +94,9 @@ def submit(
             "publish.overwrite": True if overwrite else None,
             "webhook.url": webhook,
             "labels": options.parse_labels(label or []),
+            "queue": queue,
+            "min_gpu_memory_gib": min_gpu_memory_gib,
+            "priority": priority,
         },
     )
     with Client(url) as client:

@@ -40,6 +40,7 @@ class Job(_Reply):
     finished_at: str | None
     links: dict[str, str]
     artifacts_removed_at: str | None = None
+    waiting_for: str | None = None
 
     @property
     def ended(self) -> bool:

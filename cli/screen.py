@@ -204,6 +204,8 @@ def report_job(job: Job, *, as_json: bool) -> None:
         print_json(job.model_dump(mode="json"))
         return
     out.print(f"{job.id}  {job.status}", soft_wrap=True)
+    if job.waiting_for:
+        out.print(f"waits for {job.waiting_for}", markup=False, soft_wrap=True)
     if job.error:
         out.print(str(job.error["message"]), markup=False, soft_wrap=True)
     if job.metrics:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.errors import FAILED
-from cli.options import DEFAULT_URL, Json, Url
+from cli.options import DEFAULT_URL, Json, Url, queue_names
 from cli.screen import out, print_json, say_finding
 from cli.stdin_watch import stop_when_stdin_ends
 from jobs.logs import configure_logs
@@ -47,14 +47,22 @@ def serve(
 
 @app.command()
 def worker(
+    queues: Annotated[
+        str | None,
+        typer.Option(help="Queues to serve, comma-separated.", show_default="all of FLATTENGPT_QUEUES"),
+    ] = None,
     pool: Annotated[str, typer.Option("--pool", help="Celery's pool: prefork or solo.")] = "prefork",
     while_stdin_open: WhileStdinOpen = False,
 ) -> None:
     """Work on jobs, one at a time; the same as `celery -A worker.app worker -P prefork -c 1`."""
+    served = queue_names(queues) if queues is not None else []
     _set_up(while_stdin_open)
+    from jobs.broker import broker_queue
     from worker.app import app as celery
 
     options = ["--pool", pool, "--concurrency", "1"]
+    if served:
+        options += ["--queues", ",".join(map(broker_queue, served))]
     celery.worker_main(["worker", *options, "--without-gossip", "--without-mingle", "--without-heartbeat"])
 
 

@@ -6,7 +6,7 @@ A folder belongs to one request; the same request goes on where it stopped, anot
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from flattengpt_core.manifest import write_json
 from flattengpt_core.options import Evaluation
 from flattengpt_core.recovery.folder import RecoveryFolder
 from flattengpt_core.unfinished import Unfinished
+
+_BLOCK_BYTES = 1024**2
+_SAMPLES = 64
 
 
 class WorkFolder:
@@ -59,14 +62,14 @@ class WorkFolder:
         files = [Path(task) for task in evaluation.tasks if Path(task).is_file()]
         return Unfinished(
             self.path / "evaluation",
-            asdict(evaluation) | {"text_sha256": _digest(texts), "task_files": _stamps(files)},
+            asdict(evaluation) | {"text_sha256": _digest(texts), "task_files": _fingerprints(files)},
         )
 
 
 def identity(model: Path, texts: Iterable[Tensor]) -> dict[str, Any]:
-    """What says that a model and token windows are still the same: sizes and times of files, the tokens' SHA-256."""
+    """What says that a model and token windows are still the same, on this machine or on another."""
     files = sorted(file for file in model.iterdir() if file.is_file()) if model.is_dir() else [model]
-    return {"model": _stamps(files), "text": _digest(texts)}
+    return {"model": _fingerprints(files), "text": _digest(texts)}
 
 
 def _digest(texts: Iterable[Tensor]) -> str:
@@ -76,8 +79,24 @@ def _digest(texts: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _stamps(files: Iterable[Path]) -> list[list[Any]]:
-    return [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
+def _fingerprints(files: Iterable[Path]) -> list[list[Any]]:
+    return [[file.name, file.stat().st_size, _sampled(file)] for file in files]
+
+
+def _sampled(file: Path) -> str:
+    """SHA-256 of the file, or of `_SAMPLES` blocks spread over a large one, its first and last among them.
+
+    Training changes nearly every tensor, and to read all of a large model would take longer than some of its layers.
+    """
+    digest, last = hashlib.sha256(), max(0, file.stat().st_size - _BLOCK_BYTES)
+    starts: Sequence[int] = range(0, last + _BLOCK_BYTES, _BLOCK_BYTES)
+    if len(starts) > _SAMPLES:
+        starts = [last * sample // (_SAMPLES - 1) for sample in range(_SAMPLES)]
+    with file.open("rb") as stream:
+        for start in starts:
+            stream.seek(start)
+            digest.update(stream.read(_BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def _claim(path: Path, asked: dict[str, Any]) -> None:

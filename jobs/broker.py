@@ -9,12 +9,15 @@ from urllib.parse import urlsplit
 
 import structlog
 from celery import Celery
+from kombu import Exchange, Queue
 
 from jobs import folder_queue
+from jobs.queues import DEFAULT
 from jobs.settings import Settings
 
 TASK = "worker.compress"
-QUEUE = "flattengpt"
+PREFIX = "flattengpt"
+"""The broker's queue of those jobs that ask for none, and with a dot before the names of the others."""
 
 log = structlog.get_logger()
 
@@ -22,11 +25,11 @@ log = structlog.get_logger()
 class Announcer(Protocol):
     """Something that can wake a worker for a job."""
 
-    def announce(self, job_id: str) -> None:
-        """Wake a worker; must not raise, since a lost announcement is repeated by the sweeper."""
+    def announce(self, job_id: str, queue: str = DEFAULT) -> None:
+        """Wake a worker of the queue; must not raise, since a lost announcement is repeated by the sweeper."""
 
-    def waiting(self) -> int:
-        """How many announcements no worker has heard yet, as far as that can be told; must not raise."""
+    def waiting(self, queue: str = DEFAULT) -> int:
+        """How many announcements no worker of the queue has heard yet, as far as can be told; must not raise."""
 
 
 class CeleryAnnouncer:
@@ -35,21 +38,22 @@ class CeleryAnnouncer:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def announce(self, job_id: str) -> None:
+    def announce(self, job_id: str, queue: str = DEFAULT) -> None:
         """Send the message once; a broker that is down costs a log line and at most a few seconds.
 
         It has no time of expiry, which a worker whose clock is ahead would find passed.
         """
         try:
-            self._app.send_task(TASK, args=(job_id,), queue=QUEUE, retry=False)
+            self._app.send_task(TASK, args=(job_id,), queue=broker_queue(queue), retry=False)
         except Exception as error:  # whatever a broker's client raises, the sweeper will announce again
             log.warning("announcement failed", job_id=job_id, error=type(error).__name__)
 
-    def waiting(self) -> int:
+    def waiting(self, queue: str = DEFAULT) -> int:
         """The length of the broker's queue; 0 if the broker does not say."""
         try:
             with self._app.connection_for_write(connect_timeout=2) as connection:
-                return int(connection.default_channel.queue_declare(QUEUE, passive=True).message_count)
+                declared = connection.default_channel.queue_declare(broker_queue(queue), passive=True)
+                return int(declared.message_count)
         except Exception:  # down, or the queue was never used: announcing will tell
             return 0
 
@@ -57,6 +61,16 @@ class CeleryAnnouncer:
         """Connect to the broker; raises what its client raises if it does not answer."""
         with self._app.connection_for_write(connect_timeout=2) as connection:
             connection.ensure_connection(max_retries=1, timeout=2)
+
+
+def broker_queue(queue: str) -> str:
+    """What the broker calls a queue of jobs."""
+    return PREFIX if queue == DEFAULT else f"{PREFIX}.{queue}"
+
+
+def job_queue(name: str) -> str:
+    """The queue of jobs that the broker calls so."""
+    return name.removeprefix(PREFIX).removeprefix(".") or DEFAULT
 
 
 def make_announcer(settings: Settings) -> CeleryAnnouncer:
@@ -78,8 +92,10 @@ def make_celery(settings: Settings) -> Celery:
         broker_transport_options=_transport_options(settings),
         result_backend=None,
         task_acks_late=False,
-        task_default_queue=QUEUE,
+        task_default_queue=PREFIX,
         task_ignore_result=True,
+        # What a worker listens to, unless Celery's own option -Q says otherwise.
+        task_queues=[Queue(name, Exchange(name), name) for name in map(broker_queue, settings.queues)],
         task_serializer="json",
         worker_concurrency=1,
         # A busy worker must not keep a message from an idle one. Celery can promise this on Redis only; elsewhere

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, TypeDecorator
+from sqlalchemy import DateTime, Dialect, Float, TypeDecorator, literal
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -25,23 +25,23 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class now_plus(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it is
-    """The database's current time plus `seconds`, which may be negative."""
+    """The database's current time plus `seconds`, which may be negative: a parameter, so that SQL is compiled once."""
 
     type = UtcDateTime()
-    inherit_cache = False
+    inherit_cache = True
 
     def __init__(self, seconds: float = 0) -> None:
-        super().__init__()
-        self.seconds = float(seconds)
+        super().__init__(literal(float(seconds), Float()))
 
 
 @compiles(now_plus, "postgresql")
 def _on_postgresql(element: now_plus, compiler: SQLCompiler, **_: Any) -> str:
     # clock_timestamp() moves on within a transaction, unlike now().
-    return f"(clock_timestamp() + interval '{element.seconds:f} seconds')"
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses)}))"
 
 
 @compiles(now_plus, "sqlite")
 def _on_sqlite(element: now_plus, compiler: SQLCompiler, **_: Any) -> str:
     # SQLAlchemy stores six decimals of a second and SQLite's clock has three.
-    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', '{element.seconds:+f} seconds') || '000')"
+    shift = f"printf('%+f seconds', {compiler.process(element.clauses)})"
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', {shift}) || '000')"

@@ -20,9 +20,11 @@ def remove_old_artifacts(store: JobStore, settings: Settings) -> None:
     """Remove the artifacts of a few of the jobs whose time is over; the next call comes to the others."""
     days = settings.keep_artifacts_days
     old = store.with_old_artifacts(days=days, limit=BATCH) if days else []
+    artifacts: ArtifactStore | None = None
     for job_id in old:
         try:
-            ArtifactStore(settings.artifacts).delete(job_id)
+            artifacts = artifacts or ArtifactStore(settings.artifacts)
+            artifacts.delete(job_id)
         except NotRemoved as error:
             log.warning("artifacts cannot be removed", job_id=job_id, error=str(error))
         except Exception as error:  # each store's client has errors of its own

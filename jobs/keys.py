@@ -15,14 +15,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from pydantic import SecretStr
-from sqlalchemy import ColumnElement, Engine, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Row, bindparam, case, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from flattengpt_core.errors import InvalidRequest
 from jobs.clock import now_plus
-from jobs.database import sessions
+from jobs.database import reader, sessions
 from jobs.errors import KeyNameTaken, KeyNotFound
 from jobs.scopes import Scope
 from jobs.tables import ApiKey
@@ -75,6 +76,7 @@ class KeyStore:
 
     def __init__(self, engine: Engine) -> None:
         self._write, self._read = sessions(engine)
+        self._reader = reader(engine)
 
     def create(self, name: str, scopes: Iterable[Scope], *, expires_days: int | None = None) -> NewKey:
         """Make a key. It can be read from what this returns, and from nowhere else.
@@ -134,19 +136,15 @@ class KeyStore:
         parts = _KEY.fullmatch(key)
         if parts is None or not hmac.compare_digest(parts[3], _checksum(parts[1])):
             return None
-        recently = ApiKey.last_used_at > now_plus(-_NOTE_USE_SECONDS)
-        with self._read() as session:
-            found = session.execute(select(ApiKey, _state(), recently).where(ApiKey.id == parts[2])).first()
-        if found is None:
+        with self._reader.connect() as connection:  # no session: it would have nothing to keep
+            row = connection.execute(_LOOK_UP, {"key_id": parts[2]}).first()
+        if row is None or not hmac.compare_digest(row.hash, _hash(key)) or row.state != KeyState.ACTIVE:
             return None
-        row, state, used_recently = found
-        if not hmac.compare_digest(row.hash, _hash(key)) or state != KeyState.ACTIVE:
-            return None
-        if not used_recently:
-            note = update(ApiKey).where(ApiKey.id == row.id, or_(ApiKey.last_used_at.is_(None), ~recently))
+        if not row.used_recently:
+            note = update(ApiKey).where(ApiKey.id == row.id, or_(ApiKey.last_used_at.is_(None), ~_USED_RECENTLY))
             with self._write.begin() as session:
                 session.execute(note.values(last_used_at=now_plus()))
-        return _record(row, state)
+        return _record(row, row.state)
 
 
 def _new_key() -> tuple[str, str]:
@@ -178,7 +176,14 @@ def _state() -> ColumnElement[str]:
     )
 
 
-def _record(row: ApiKey, state: str) -> KeyRecord:
+_USED_RECENTLY = ApiKey.last_used_at > now_plus(-_NOTE_USE_SECONDS)
+_LOOK_UP = select(*ApiKey.__table__.columns, _state().label("state"), _USED_RECENTLY.label("used_recently")).where(
+    ApiKey.id == bindparam("key_id")
+)
+"""Made once, for each request needs it."""
+
+
+def _record(row: ApiKey | Row[Any], state: str) -> KeyRecord:
     return KeyRecord(
         id=row.id,
         name=row.name,

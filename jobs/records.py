@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import RowMapping
+
 from jobs.states import TERMINAL, JobStatus
-from jobs.tables import Job, JobEvent
+from jobs.tables import JobEvent
 from jobs.tallies import Histogram
 
 
@@ -31,8 +33,17 @@ class JobRecord:
     last_event: int
     retry_of: str | None
     artifacts_removed_at: datetime | None
-    own_hub_token: bool
-    """Whether its client sent a token of the Hub with it."""
+    hub_token_digest: str | None
+    """Of the token of the Hub that its client sent with it."""
+    queue: str
+    min_gpu_memory_gib: float
+    unserved: bool
+    """Queued, and no worker that is alive may take it."""
+
+    @property
+    def own_hub_token(self) -> bool:
+        """Whether the job's client sent a token of the Hub with it."""
+        return self.hub_token_digest is not None
 
     @property
     def ended(self) -> bool:
@@ -40,29 +51,9 @@ class JobRecord:
         return self.status in TERMINAL
 
     @classmethod
-    def of(cls, row: Job) -> "JobRecord":
-        """A copy of the row."""
-        return cls(
-            id=row.id,
-            status=JobStatus(row.status),
-            stage=row.stage,
-            progress=row.progress,
-            attempt=row.attempt,
-            request=row.request,
-            commit=row.commit,
-            labels=row.labels,
-            metrics=row.metrics,
-            artifacts=row.artifacts or [],
-            error=row.error,
-            published_url=row.published_url,
-            created_at=row.created_at,
-            started_at=row.started_at,
-            finished_at=row.finished_at,
-            last_event=row.last_event,
-            retry_of=row.retry_of,
-            artifacts_removed_at=row.artifacts_removed_at,
-            own_hub_token=row.hub_token_digest is not None,
-        )
+    def of(cls, row: RowMapping) -> "JobRecord":
+        """A copy of the row, which has a column for each field."""
+        return cls(**{**row, "status": JobStatus(row["status"]), "artifacts": row["artifacts"] or []})
 
 
 @dataclass(frozen=True)
@@ -112,10 +103,16 @@ class Page:
 
 @dataclass(frozen=True)
 class Overview:
-    """The service as a whole. attempts_ended: by how. stage_seconds: by stage."""
+    """The service as a whole. attempts_ended: by how. stage_seconds: by stage.
+
+    Of each queue with jobs that wait, or with workers: queue_age_seconds, of the job that has waited longest;
+    unserved, how many jobs no worker that is alive may take; workers, how many are alive.
+    """
 
     jobs: dict[JobStatus, int]
-    queue_age_seconds: float
+    queue_age_seconds: dict[str, float]
+    unserved: dict[str, int]
+    workers: dict[str, int]
     attempts_started: float
     attempts_ended: dict[str, float]
     stage_seconds: dict[str, Histogram]

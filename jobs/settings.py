@@ -4,8 +4,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs.queues import DEFAULT, QueueName
+
+
+def _split(names: object) -> object:
+    return [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+
+
+Queues = Annotated[tuple[QueueName, ...], NoDecode, BeforeValidator(_split)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)]
 
 
@@ -18,8 +26,18 @@ class Settings(BaseSettings):
     database_url: str = Field(default="", description="SQLAlchemy URL; SQLite in data_dir if empty")
     broker_url: str = Field(default="", description="Celery broker; folders in data_dir if empty (embedded)")
     artifacts_url: str = Field(default="", description="fsspec URL of the artifact store; data_dir/artifacts if empty")
+    state_url: str = Field(default="", description="fsspec URL for what attempts have finished; the worker's if empty")
+    state_seconds: float = Field(default=30, gt=0, description="how often a running attempt stores that there")
     auth: Literal["required", "none"] = "required"
 
+    queues: Queues = Field(
+        default=(DEFAULT,),
+        min_length=1,
+        description="queues that jobs may ask for, comma-separated; a worker serves them all unless it is told which",
+    )
+    gpu_memory_gib: float | None = Field(
+        default=None, ge=0, description="what a worker's GPU has for jobs; the GPU is asked if not set"
+    )
     lease_seconds: float = Field(default=30, gt=0, description="a worker silent for so long has lost its job")
     heartbeat_seconds: float = Field(default=5, gt=0, description="how often a worker renews its lease")
     poll_seconds: float = Field(default=0.5, gt=0, description="how often a worker looks after its child process")
@@ -77,6 +95,12 @@ class Settings(BaseSettings):
     def _heartbeats_keep_the_lease(self) -> "Settings":
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError("FLATTENGPT_HEARTBEAT_SECONDS must be at most half of FLATTENGPT_LEASE_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _state_is_no_result(self) -> "Settings":
+        if self.state_url and self.state_url.rstrip("/") == self.artifacts_url.rstrip("/"):
+            raise ValueError("FLATTENGPT_STATE_URL must be another place than FLATTENGPT_ARTIFACTS_URL")
         return self
 
     @property

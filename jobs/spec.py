@@ -9,6 +9,7 @@ from flattengpt_core.local_names import LOCAL
 from flattengpt_core.methods import METHODS
 from flattengpt_core.options import TARGETS, Budget, Target
 from jobs import publish_target, webhook_target
+from jobs.queues import DEFAULT, QueueName
 
 # No control characters: PostgreSQL cannot store NUL, and nobody means the others.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
@@ -203,6 +204,13 @@ class JobSpec(_Part):
     webhook: WebhookSpec | None = Field(default=None, description="Who is told of the job's end.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="What is saved.")
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=16)
+    queue: QueueName = Field(
+        default=DEFAULT, description="Which workers may take the job: those that serve this queue of the service."
+    )
+    min_gpu_memory_gib: float = Field(
+        default=0, ge=0, le=100_000, description="And of these only workers with a GPU of so many GiB."
+    )
+    priority: int = Field(default=5, ge=0, le=9, description="Where jobs wait, those of a higher one go first.")
 
     @field_validator("method")
     @classmethod

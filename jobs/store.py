@@ -7,11 +7,27 @@ of brokers or processes.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
 import stamina
-from sqlalchemy import ColumnElement, Engine, String, case, cast, delete, func, literal, null, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    String,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 from ulid import ULID
@@ -19,18 +35,27 @@ from ulid import ULID
 from flattengpt_core.errors import InvalidRequest
 from jobs import changes, tallies, tracing
 from jobs.clock import now_plus
-from jobs.database import sessions
+from jobs.database import reader, sessions
 from jobs.errors import Conflict, IdempotencyMismatch, JobNotFound, QueueFull, QuotaExceeded, TooManyJobs
 from jobs.hub_token import HEADER, HubToken
+from jobs.queues import DEFAULT, PLAIN, Serves
 from jobs.records import Event, EventRecord, JobRecord, Lease, Overview, Page
+from jobs.roster import ALIVE, UNSERVED, idle_worker_for
 from jobs.spec import JobSpec
 from jobs.states import TERMINAL, JobStatus, sources
-from jobs.tables import Job, JobEvent
+from jobs.tables import Job, JobEvent, WorkerQueue
 
 patiently = stamina.retry(on=OperationalError, attempts=None, timeout=30, wait_max=2)
 """Tries again for half a minute while the database restarts; what then goes wrong is for the sweeper to mend."""
 
 
+_SHOWN = select(
+    *(getattr(Job, field.name) for field in fields(JobRecord) if field.name != "unserved"), UNSERVED.label("unserved")
+)
+"""What a record of a job is made of."""
+# Clients ask for one job much more often than for anything else, so these are made once.
+_ONE = _SHOWN.where(Job.id == bindparam("job_id"))
+_ONE_OF_OWNER = _ONE.where(Job.owner == bindparam("owner"))
 _UNENDED = Job.status.in_([status for status in JobStatus if status not in TERMINAL])
 
 
@@ -52,10 +77,10 @@ class JobStore:
         idempotency_seconds: float = 86_400,
     ) -> None:
         self._write, self._read = sessions(engine)
+        self._reader = reader(engine)
         self._max_queued, self._max_per_owner = max_queued, max_per_owner
         self._idempotency_seconds = idempotency_seconds
-        self._owner = ""
-        self._seen: tuple[ColumnElement[bool], ...] = ()
+        self._owner, self._sees_all = "", True
 
     def of(self, owner: str, *, sees_all: bool = False) -> "JobStore":
         """The same jobs for one client: new ones are the `owner`'s, others' are as if they were not there.
@@ -65,8 +90,13 @@ class JobStore:
             sees_all: whether the client may see and change the jobs of every owner.
         """
         store = copy.copy(self)
-        store._owner, store._seen = owner, () if sees_all else (Job.owner == owner,)
+        store._owner, store._sees_all = owner, sees_all
         return store
+
+    @property
+    def _seen(self) -> tuple[ColumnElement[bool], ...]:
+        """The jobs that the client may see."""
+        return () if self._sees_all else (Job.owner == self._owner,)
 
     # Clients
 
@@ -141,11 +171,12 @@ class JobStore:
     def get(self, job_id: str) -> JobRecord:
         """The job; raises JobNotFound."""
         _check_id(job_id)
-        with self._read() as session:
-            row = session.scalar(select(Job).where(Job.id == job_id, *self._seen))
-            if row is None:
-                raise _not_found(job_id)
-            return JobRecord.of(row)
+        one = _ONE if self._sees_all else _ONE_OF_OWNER
+        with self._reader.connect() as connection:  # no session: it would have nothing to keep
+            found = connection.execute(one, {"job_id": job_id, "owner": self._owner}).mappings().first()
+        if found is None:
+            raise _not_found(job_id)
+        return JobRecord.of(found)
 
     def has_ended(self, job_id: str) -> bool:
         """Whether the job needs no worker any more; so it does not, either, if it was deleted."""
@@ -176,7 +207,7 @@ class JobStore:
         limit: int = 50,
     ) -> Page:
         """Jobs newest first, only those older than the job id `before`: stable while new ones come in."""
-        query = select(Job).where(*self._seen).order_by(Job.id.desc()).limit(limit + 1)
+        query = _SHOWN.where(*self._seen).order_by(Job.id.desc()).limit(limit + 1)
         if status is not None:
             query = query.where(Job.status == status)
         if model is not None:
@@ -192,9 +223,9 @@ class JobStore:
         if before is not None:
             query = query.where(Job.id < before)
         with self._read() as session:
-            rows = session.scalars(query).all()
-        more = len(rows) > limit
-        return Page([JobRecord.of(row) for row in rows[:limit]], rows[limit - 1].id if more else None)
+            jobs = [JobRecord.of(row) for row in session.execute(query).mappings()]
+        more = len(jobs) > limit
+        return Page(jobs[:limit], jobs[limit - 1].id if more else None)
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> list[EventRecord]:
         """The job's events with a sequence number above `after`, in order."""
@@ -235,11 +266,14 @@ class JobStore:
 
     # Workers
 
-    def take(self, job_id: str, *, worker: str, lease_seconds: float) -> Lease | None:
-        """Make `worker` the owner of a queued job by a new attempt; None if the job is not queued (any more)."""
+    def take(self, job_id: str, *, worker: str, lease_seconds: float, serves: Serves = PLAIN) -> Lease | None:
+        """Make `worker` the owner of a queued job by a new attempt.
+
+        None if the job is not queued (any more), or is none of those that the worker serves.
+        """
         statement = (
             update(Job)
-            .where(Job.id == job_id, Job.status.in_(sources(JobStatus.RUNNING)))
+            .where(Job.id == job_id, Job.status.in_(sources(JobStatus.RUNNING)), *_served_by(serves))
             .values(
                 status=JobStatus.RUNNING,
                 attempt=Job.attempt + 1,
@@ -258,10 +292,11 @@ class JobStore:
             tallies.add(session, tallies.counted(tallies.ATTEMPTS_STARTED))
         return Lease(job_id, attempt, traceparent)
 
-    def next_queued(self) -> str | None:
-        """The id of the job that has waited longest."""
+    def next_queued(self, serves: Serves = PLAIN) -> str | None:
+        """The id of the most urgent job of those that a worker may take, and of these the one that came first."""
+        mine = select(Job.id).where(Job.status == JobStatus.QUEUED, *_served_by(serves))
         with self._read() as session:
-            return session.scalar(select(Job.id).where(Job.status == JobStatus.QUEUED).order_by(Job.id).limit(1))
+            return session.scalar(mine.order_by(Job.priority.desc(), Job.id).limit(1))
 
     def heartbeat(self, lease: Lease, *, lease_seconds: float) -> JobStatus:
         """Extend the lease; the status tells whether the job is to be cancelled. Raises LeaseLost."""
@@ -361,6 +396,15 @@ class JobStore:
                 update(Job).where(Job.id == job_id, Job.status == JobStatus.QUEUED).values(announced_at=None)
             )
 
+    def pass_on(self, job_id: str) -> None:
+        """As `ring_again`, for a job that the worker may not take, if there is an idle one that may.
+
+        One that is busy looks for jobs itself once it no longer is.
+        """
+        passed = update(Job).where(Job.id == job_id, Job.status == JobStatus.QUEUED, idle_worker_for(job_id))
+        with self._write.begin() as session:
+            session.execute(passed.values(announced_at=None))
+
     # The sweeper
 
     def release_expired(self, *, max_losses: int, limit: int = 100) -> list[Lease]:
@@ -404,16 +448,23 @@ class JobStore:
             cancelled = update(Job).where(Job.id == job_id, Job.status == JobStatus.CANCELLED)
             session.execute(cancelled.values(artifacts=None))
 
-    def due_for_announcement(self, *, after_seconds: float, limit: int = 10) -> list[str]:
-        """The queued jobs not announced for `after_seconds`, oldest first, now marked as announced.
+    def queues_waiting(self) -> list[str]:
+        """The queues in which jobs wait."""
+        with self._read() as session:
+            return sorted(session.scalars(select(Job.queue).where(Job.status == JobStatus.QUEUED).distinct()))
 
-        Few at a time are enough: a worker that is woken goes on with whatever is queued.
+    def due_for_announcement(self, queue: str = DEFAULT, *, after_seconds: float, limit: int = 10) -> list[str]:
+        """The jobs of a queue not announced for `after_seconds`, now marked as announced.
+
+        Few at a time are enough: a worker that is woken goes on with whatever is queued. Those that were announced
+        last come last, so that jobs which the woken workers may not take hide no others.
         """
         due = (
             Job.status == JobStatus.QUEUED,
+            Job.queue == queue,
             or_(Job.announced_at.is_(None), Job.announced_at < now_plus(-after_seconds)),
         )
-        oldest = select(Job.id).where(*due).order_by(Job.id).limit(limit)
+        oldest = select(Job.id).where(*due).order_by(Job.announced_at.asc().nulls_first(), Job.id).limit(limit)
         with self._write.begin() as session:
             # `due` again, since another sweeper may have marked the same rows in between.
             marked = update(Job).where(Job.id.in_(oldest.scalar_subquery()), *due).values(announced_at=now_plus())
@@ -443,15 +494,20 @@ class JobStore:
     # Seen from outside
 
     def overview(self) -> Overview:
-        """How many jobs there are, how long the oldest has waited, and what was counted."""
+        """How many jobs and workers there are, how long jobs have waited, and what was counted."""
         with self._read() as session:
             counts = session.execute(select(Job.status, func.count()).group_by(Job.status))
             by_status = {status: count for status, count in counts}
-            waiting = select(Job.created_at, now_plus().label("now")).where(Job.status == JobStatus.QUEUED)
-            oldest = session.execute(waiting.order_by(Job.id).limit(1)).first()
+            waiting = select(Job.queue, func.min(Job.created_at), func.count(case((UNSERVED, 1))), now_plus())
+            queued = session.execute(waiting.where(Job.status == JobStatus.QUEUED).group_by(Job.queue)).all()
+            alive = select(WorkerQueue.queue, func.count()).where(ALIVE).group_by(WorkerQueue.queue)
+            workers = {queue: count for queue, count in session.execute(alive)}
+            none = dict.fromkeys({*workers, *(queue for queue, *_ in queued)}, 0)
             return Overview(
                 jobs={status: by_status.get(status.value, 0) for status in JobStatus},
-                queue_age_seconds=(oldest.now - oldest.created_at).total_seconds() if oldest else 0.0,
+                queue_age_seconds=none | {queue: (now - oldest).total_seconds() for queue, oldest, _, now in queued},
+                unserved=none | {queue: unserved for queue, _, unserved, _ in queued},
+                workers=none | workers,
                 attempts_started=tallies.counters(session, tallies.ATTEMPTS_STARTED).get("", 0.0),
                 attempts_ended=tallies.counters(session, tallies.ATTEMPTS_ENDED),
                 stage_seconds=tallies.histograms(session, tallies.STAGE_SECONDS),
@@ -490,6 +546,9 @@ class JobStore:
             traceparent=tracing.traceparent(),
             hub_token=hub_token.seal() if hub_token else None,
             hub_token_digest=hub_token.digest() if hub_token else None,
+            queue=spec.queue,
+            min_gpu_memory_gib=spec.min_gpu_memory_gib,
+            priority=spec.priority,
         )
         try:
             with self._write.begin() as session:
@@ -499,8 +558,7 @@ class JobStore:
                 session.add(row)
                 session.flush()
                 changes.append(session, row.id, [Event("queued", {"retry_of": retry_of} if retry_of else {})])
-                session.refresh(row)
-                return JobRecord.of(row)
+                return JobRecord.of(session.execute(_SHOWN.where(Job.id == row.id)).mappings().one())
         except (IntegrityError, TooManyJobs):
             # Another request with the same key may have come in between.
             if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of, hub_token)):
@@ -532,17 +590,23 @@ class JobStore:
     ) -> JobRecord | None:
         with self._read() as session:
             known = (Job.owner == self._owner, Job.idempotency_key == key, Job.created_at > self._keys_since())
-            row = session.scalar(select(Job).where(*known))
-        if row is None:
+            found = session.execute(_SHOWN.where(*known)).mappings().first()
+        if found is None:
             return None
-        # With every field that has come since: a row may be from before an upgrade.
-        before = JobSpec.model_validate(row.request).as_request()
-        if (before, row.retry_of) != (request, retry_of) or not _same_token(row.hub_token_digest, hub_token):
+        job = JobRecord.of(found)
+        # Its request may be older than fields that have come since.
+        before = JobSpec.model_validate(job.request).as_request()
+        if (before, job.retry_of) != (request, retry_of) or not _same_token(job.hub_token_digest, hub_token):
             raise IdempotencyMismatch(
                 "The Idempotency-Key was used before with another body; use a new key for a new request.",
                 field="Idempotency-Key",
             )
-        return JobRecord.of(row)
+        return job
+
+
+def _served_by(serves: Serves) -> tuple[ColumnElement[bool], ...]:
+    """The jobs that such a worker may take, queued or not."""
+    return (Job.queue.in_(serves.queues), Job.min_gpu_memory_gib <= serves.gpu_memory_gib)
 
 
 def _same_token(digest: str | None, token: HubToken | None) -> bool:

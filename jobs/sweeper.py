@@ -14,7 +14,7 @@ from jobs.settings import Settings
 from jobs.store import JobStore
 
 UNHEARD = 100
-"""No more is announced while so many announcements wait: without a worker they would pile up for days."""
+"""No more is announced while so many of a queue wait: without a worker they would pile up for days."""
 
 log = structlog.get_logger()
 
@@ -23,9 +23,10 @@ def sweep_once(store: JobStore, announcer: Announcer, settings: Settings) -> Non
     """Give up attempts whose lease ran out, announce queued jobs that are due, and remove old artifacts."""
     for lease in store.release_expired(max_losses=settings.max_losses):
         log.warning("lease expired", job_id=lease.job_id, attempt=lease.attempt)
-    if announcer.waiting() < UNHEARD:
-        for job_id in store.due_for_announcement(after_seconds=settings.announce_after_seconds):
-            announcer.announce(job_id)
+    for queue in store.queues_waiting():
+        if announcer.waiting(queue) < UNHEARD:
+            for job_id in store.due_for_announcement(queue, after_seconds=settings.announce_after_seconds):
+                announcer.announce(job_id, queue)
     remove_old_artifacts(store, settings)
 
 

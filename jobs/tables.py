@@ -1,4 +1,4 @@
-"""The tables: a job, the events of its life, API keys, and webhooks. Columns only; queries are elsewhere."""
+"""The tables: a job, the events of its life, workers, API keys, and webhooks. Columns only; queries are elsewhere."""
 
 from datetime import datetime
 from typing import Any
@@ -7,6 +7,7 @@ from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, MetaData
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from jobs import queues
 from jobs.clock import UtcDateTime, now_plus
 from jobs.states import JobStatus
 
@@ -94,6 +95,23 @@ class Job(Base):
     """The client's own token of the Hub, sealed. No job that has ended has one: the database refuses it."""
     hub_token_digest: Mapped[str | None] = mapped_column(String(128))
     """A digest of it, which stays; see `hub_token`."""
+    queue: Mapped[str] = mapped_column(String(63), default=queues.DEFAULT, server_default=text("'default'"))
+    """This and the two below are the request's, for who looks for a job to take."""
+    min_gpu_memory_gib: Mapped[float] = mapped_column(Float, default=0.0, server_default=text("0"))
+    priority: Mapped[int] = mapped_column(default=5, server_default=text("5"))
+
+
+class WorkerQueue(Base):
+    """A queue that a worker serves; see `roster`."""
+
+    __tablename__ = "worker_queue"
+
+    worker: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """As in the rows of the jobs that it takes."""
+    queue: Mapped[str] = mapped_column(String(63), primary_key=True)
+    gpu_memory_gib: Mapped[float] = mapped_column(Float)
+    alive_until: Mapped[datetime]
+    """Unless the worker says before then that it lives on."""
 
 
 class Tally(Base):

@@ -2,10 +2,18 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import structlog
 
 _GPU_DEVICES = ("nvidia*", "nvmap", "nvgpu", "nvhost-gpu", "kfd", "dxg")
 """Device files of CUDA and ROCm, also on Jetson boards and under WSL."""
+SEE_GPU = (sys.executable, "-m", "worker.see_gpu")
+_SEE_SECONDS = 300
+
+log = structlog.get_logger()
 
 
 def free_bytes(folder: Path) -> int:
@@ -27,6 +35,18 @@ def same_disk(one: Path, other: Path) -> bool:
 def may_have_gpu(devices: Path = Path("/dev")) -> bool:
     """Whether there may be a GPU that torch can use; without torch nobody knows for sure."""
     return any(next(devices.glob(pattern), None) is not None for pattern in _GPU_DEVICES)
+
+
+def gpu_memory_bytes() -> int:
+    """The memory of the GPU that a job here would run on; 0 without one. Where there may be one, torch is asked."""
+    if not may_have_gpu():
+        return 0
+    try:
+        said = subprocess.run(SEE_GPU, capture_output=True, text=True, timeout=_SEE_SECONDS, check=True).stdout
+        return int(said.split()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        log.warning("the GPU's memory is not known, and taken to be none", error=type(error).__name__)
+        return 0
 
 
 def memory_bytes(root: Path = Path("/")) -> int:

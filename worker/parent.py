@@ -20,6 +20,7 @@ from jobs import tracing
 from jobs.artifacts import ArtifactStore
 from jobs.discard import discard, discard_left_over
 from jobs.errors import LeaseLost, RunTooLong, SealingUnavailable
+from jobs.queues import Serves
 from jobs.records import Lease
 from jobs.sealing import Sealer
 from jobs.settings import Settings
@@ -30,6 +31,7 @@ from worker.disk_floor import DiskFloor
 from worker.exit_codes import ExitCode
 from worker.heartbeat import Heartbeat
 from worker.places import adopt_work, clear_work, jobs_with_work, log_file, old_logs
+from worker.state_store import StateStore
 
 SECRET_KEYS = "FLATTENGPT_SECRET_KEYS"
 
@@ -67,6 +69,7 @@ class Parent:
 
     Args:
         name: what this worker is called in the job's row.
+        serves: which jobs it may take.
         stopping: whether the worker has been told to stop.
         floor: the free disk below which it takes no jobs.
         command: what runs an attempt.
@@ -77,25 +80,28 @@ class Parent:
         store: JobStore,
         settings: Settings,
         name: str,
+        serves: Serves,
         stopping: Callable[[], bool],
         floor: DiskFloor,
         command: Command = child_command,
     ) -> None:
-        self._store, self._settings, self._name = store, settings, name
+        self._store, self._settings, self._name, self._serves = store, settings, name, serves
         self._stopping, self._floor, self._command = stopping, floor, command
         self._artifacts = ArtifactStore(settings.artifacts)
+        self._states = StateStore(settings.state_url) if settings.state_url else None
 
     def work_from(self, job_id: str) -> None:
-        """Run the job if it is still queued, then every other queued job.
+        """Run every queued job that this worker may take, the most urgent first, whichever it was woken for.
 
         Until none is left, the worker stops, or its disk is nearly full.
         """
-        next_id: str | None = job_id
-        while next_id is not None:
+        while (next_id := self._store.next_queued(self._serves)) is not None:
             if self._stopping() or not self._floor.holds(self._clear_ended):
                 self._store.ring_again(next_id)  # for another worker
                 return
-            lease = self._store.take(next_id, worker=self._name, lease_seconds=self._settings.lease_seconds)
+            lease = self._store.take(
+                next_id, worker=self._name, lease_seconds=self._settings.lease_seconds, serves=self._serves
+            )
             if lease is not None:
                 with (
                     bound_contextvars(job_id=lease.job_id, attempt=lease.attempt),
@@ -103,7 +109,8 @@ class Parent:
                 ):
                     self._run(lease)
             self._clear_ended()
-            next_id = self._store.next_queued()
+        self._clear_ended()
+        self._store.pass_on(job_id)
 
     def _run(self, lease: Lease) -> None:
         log.info("attempt started", worker=self._name)
@@ -149,10 +156,20 @@ class Parent:
             with suppress(OperationalError):  # the next job clears it
                 if self._store.has_ended(job_id):
                     clear_work(self._settings, job_id)
+        if self._states is not None:
+            self._clear_states(self._states)
         for job_id, log in old_logs(self._settings):
             with suppress(OperationalError):
                 if self._store.has_ended(job_id):
                     log.unlink(missing_ok=True)
+
+    def _clear_states(self, states: StateStore) -> None:
+        try:
+            for job_id in states.job_ids():
+                if self._store.has_ended(job_id):
+                    states.remove(job_id)
+        except Exception as error:  # each store's client has errors of its own; the next job clears it
+            log.warning("states of jobs that have ended are not removed", error=type(error).__name__)
 
     def _watch(self, lease: Lease, child: ChildProcess) -> tuple[Exit, Stop | None]:
         """How the child ended, and why it had been told to stop, if it had been. Raises LeaseLost."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from jobs.records import Lease
 from jobs.settings import Settings
 
+_ADOPTED = "adopted"
+"""Names the attempt that an attempt's files on this machine come from."""
 _KEPT = ("state", "result", "download")
 """What the next attempt can use of one that ended: they hold whole files only, or say which are."""
 _LOG = re.compile(r"([0-9A-Z]{26})\.\d+\.log")
@@ -60,11 +62,18 @@ def adopt_work(settings: Settings, lease: Lease) -> None:
     for folder in earlier:
         if any((folder / name).is_dir() for name in _KEPT) and not own.exists():
             folder.rename(own)
+            (own / _ADOPTED).write_text(str(_attempt(folder)), encoding="utf-8")
         else:
             shutil.rmtree(folder, ignore_errors=True)
     for entry in own.iterdir() if own.exists() else ():
         if entry.name not in _KEPT:
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def adopted(settings: Settings, lease: Lease) -> int:
+    """The attempt whose files this one has got on this machine, the last that ran here; 0 if there are none."""
+    file = _own(settings, lease) / _ADOPTED
+    return int(file.read_text(encoding="utf-8")) if file.exists() else 0
 
 
 def clear_work(settings: Settings, job_id: str) -> None:

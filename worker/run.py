@@ -27,6 +27,7 @@ from flattengpt_core.errors import FlattenGPTError, InvalidRequest, ModelNotFoun
 from flattengpt_core.hub import REQUESTS_TOKEN, WORKERS_TOKEN, fetch_model
 from flattengpt_core.licence import licence_of, refuse_name
 from flattengpt_core.options import Calibration, Evaluation, Recovery
+from flattengpt_core.progress import Progress
 from jobs import publish_target, tracing
 from jobs.artifacts import Artifact, ArtifactStore, as_json
 from jobs.database import make_engine
@@ -40,13 +41,15 @@ from jobs.store import JobStore
 from worker.child_process import die_with_parent
 from worker.exit_codes import ExitCode
 from worker.interruptible import LastStep, interruptibly
-from worker.places import download_dir, result_dir, state_dir
+from worker.places import adopted, download_dir, result_dir, state_dir
 from worker.publish import publish as publish_on_hub
 from worker.publish_files import Place, check_place, publish_files
 from worker.reporter import Reporter, StopRequested
 from worker.restore import restore
 from worker.room import check_room
+from worker.saved_progress import SavedProgress
 from worker.stage_spans import StageSpans
+from worker.state_store import StateStore
 
 COMMIT_SECONDS = 5
 """How long a stop waits for the Hub's answer to a commit that is under way."""
@@ -109,6 +112,7 @@ def run(attempt: Attempt) -> None:
     if (stored := stored_result(attempt)) is not None:
         succeed(attempt, stored)
         return
+    progress = saved_progress(attempt)
     model = fetch(attempt)
     info = inspect(model)
     if spec.publish is not None:
@@ -116,14 +120,14 @@ def run(attempt: Attempt) -> None:
     check_room(settings, attempt.lease, spec, info)
     result = result_dir(settings, attempt.lease)
     try:
-        metrics = compressed(attempt, model, info.num_layers, result)
+        metrics = compressed(attempt, model, info.num_layers, result, progress)
     except InvalidRequest as error:
         if error.field != "work":
             raise
         # The request is the job's own, so the model's files, the text or this program changed since the last attempt.
         log.warning("the state of the last attempt is dropped, and this one starts afresh", reason=error.message)
         shutil.rmtree(state_dir(settings, attempt.lease))
-        metrics = compressed(attempt, model, info.num_layers, result)
+        metrics = compressed(attempt, model, info.num_layers, result, progress)
     attempt.reporter.check()  # a late attempt must not replace another's artifacts
     put = partial(ArtifactStore(settings.artifacts).put_folder, attempt.lease.job_id, result)
     artifacts = interruptibly(put, attempt.reporter.look)
@@ -131,7 +135,34 @@ def run(attempt: Attempt) -> None:
     succeed(attempt, result)
 
 
-def compressed(attempt: Attempt, model: Path, num_layers: int, result: Path) -> dict[str, Any]:
+def saved_progress(attempt: Attempt) -> Progress:
+    """Fetch what another worker's attempt has finished, if there is a place for that; how the run reports from there.
+
+    A place that does not answer costs time and no job.
+    """
+    settings, lease, reporter = attempt.settings, attempt.lease, attempt.reporter
+    if not settings.state_url:
+        return reporter
+    store, folder = StateStore(settings.state_url), state_dir(settings, lease)
+
+    def restored() -> int | None:
+        try:
+            return store.restore(lease, folder, after=adopted(settings, lease))
+        except Exception as error:  # each store's client has errors of its own
+            log.warning("the state of the last attempt cannot be had", error=type(error).__name__)
+            return None
+
+    if (earlier := interruptibly(restored, reporter.look)) is not None:
+        reporter.event("state_restored", from_attempt=earlier)
+    return SavedProgress(
+        reporter,
+        partial(store.save, lease, folder),
+        interval_seconds=settings.state_seconds,
+        patience_seconds=settings.stop_grace_seconds / 2,
+    )
+
+
+def compressed(attempt: Attempt, model: Path, num_layers: int, result: Path, progress: Progress) -> dict[str, Any]:
     """Run the pipeline into the new folder `result`; the metrics.
 
     Raises:
@@ -150,7 +181,7 @@ def compressed(attempt: Attempt, model: Path, num_layers: int, result: Path) -> 
         evaluation=Evaluation(**spec.evaluation.model_dump()),
         device="auto",
         dtype=spec.dtype,
-        progress=attempt.reporter,
+        progress=progress,
         request=spec.as_published(),
         base_model=spec.model.removeprefix("local:"),
         texts_dir=attempt.settings.texts_dir,

@@ -220,7 +220,7 @@ def _announced(job: JobRecord, parts: Parts) -> JobRecord:
     """The new job, for which a worker is woken."""
     tracing.annotate({"flattengpt.job.id": job.id})
     if job.status is JobStatus.QUEUED:
-        parts.announcer.announce(job.id)
+        parts.announcer.announce(job.id, job.queue)
     return job
 
 

@@ -3,7 +3,7 @@
 The counts are the database's, not this process's, so any one API process gives those of all workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -29,15 +29,15 @@ router = APIRouter(tags=["service"])
     dependencies=[admin_key],
 )
 def metrics(parts: Parts) -> Response:
-    """Jobs by state, the queue's age, attempts and how they ended, stage durations and peak memory (Prometheus)."""
+    """Jobs by state, queues and their workers, attempts and how they ended, stages, peak memory (Prometheus)."""
     registry = CollectorRegistry()
-    registry.register(_Collected(parts.store.overview()))
+    registry.register(_Collected(parts.store.overview(), parts.settings.queues))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class _Collected(Collector):
-    def __init__(self, overview: Overview) -> None:
-        self._overview = overview
+    def __init__(self, overview: Overview, queues: Sequence[str]) -> None:
+        self._overview, self._queues = overview, queues
 
     def collect(self) -> Iterator[Metric]:
         found = self._overview
@@ -45,9 +45,13 @@ class _Collected(Collector):
         for status, count in found.jobs.items():
             jobs.add_metric([status.value], count)
         yield jobs
-        yield GaugeMetricFamily(
+        yield self._by_queue(
             "flattengpt_queue_age_seconds", "How long ago the oldest queued job was submitted.", found.queue_age_seconds
         )
+        yield self._by_queue(
+            "flattengpt_unserved_jobs", "Queued jobs that no worker which is alive may take.", found.unserved
+        )
+        yield self._by_queue("flattengpt_workers", "Workers that are alive.", found.workers)
         yield CounterMetricFamily("flattengpt_attempts_started", "Attempts at jobs.", found.attempts_started)
         ended = CounterMetricFamily(
             "flattengpt_attempts_ended", "Attempts by how they ended; lease_expired: a lost worker.", labels=["how"]
@@ -65,6 +69,13 @@ class _Collected(Collector):
         if found.peak_memory_bytes is not None:
             memory.add_metric([], *_samples(found.peak_memory_bytes))
         yield memory
+
+    def _by_queue(self, name: str, help: str, found: Mapping[str, float]) -> Metric:
+        """A gauge for each queue of the service, and for others that are in use."""
+        gauge = GaugeMetricFamily(name, help, labels=["queue"])
+        for queue in sorted({*self._queues, *found}):
+            gauge.add_metric([queue], found.get(queue, 0))
+        return gauge
 
 
 def _samples(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:

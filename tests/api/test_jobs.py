@@ -5,17 +5,21 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine
 
+from api.app import create_app
 from jobs.artifacts import ArtifactStore, as_json
+from jobs.queues import Serves
 from jobs.records import Lease
+from jobs.roster import Roster
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import JobStore
-from tests.api.conftest import REQUEST, problem, submitted
+from tests.api.conftest import REQUEST, URL, problem, submitted
 
 FIELDS = [
     "id", "status", "stage", "progress", "attempt", "request", "metrics", "artifacts", "error", "labels", "created_at",
-    "started_at", "finished_at", "retry_of", "artifacts_removed_at", "links",
+    "started_at", "finished_at", "retry_of", "artifacts_removed_at", "waiting_for", "links",
 ]  # fmt: skip
 
 MEASURED: dict[str, Any] = {
@@ -269,3 +273,20 @@ def test_a_filter_that_is_none(api: TestClient) -> None:
         "model=%00", "model=" + "m" * 301,
     ):  # fmt: skip
         problem(api.get(f"/jobs?{query}"), 422, "invalid_request", query.partition("=")[0])
+
+
+def test_what_a_job_waits_for_is_shown_until_a_worker_offers_it(settings: Settings, engine: Engine) -> None:
+    settings = settings.model_copy(update={"queues": ("default", "gpu-large")})
+    with TestClient(create_app(settings), base_url=URL) as api:
+        asked = {"queue": "gpu-large", "min_gpu_memory_gib": 40}
+        answer = api.post("/jobs", json=REQUEST | asked | {"priority": 9})
+        here, missing = answer.headers["location"], "a worker for the queue gpu-large with 40 GiB of GPU memory: none"
+        assert answer.json()["waiting_for"] == f"{missing} is alive"
+        before = api.get(here)
+        samples = api.get("/metrics").text
+        assert 'flattengpt_unserved_jobs{queue="gpu-large"} 1.0' in samples
+        assert 'flattengpt_workers{queue="default"} 0.0' in samples
+        Roster(engine).present("w", Serves(("gpu-large",), 79.2), seconds=60)
+        after = api.get(here, headers={"If-None-Match": before.headers["etag"]})
+        assert (after.status_code, after.json()["waiting_for"]) == (200, None)
+        assert 'flattengpt_unserved_jobs{queue="gpu-large"} 0.0' in api.get("/metrics").text

@@ -33,7 +33,8 @@ def test_an_empty_service(api: TestClient) -> None:
     assert {key: value for key, value in found.items() if key[0] == "jobs"} == {
         ("jobs", status): 0 for status in ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
     }
-    assert found["queue_age_seconds",] == 0
+    for of_queue in ("queue_age_seconds", "unserved_jobs", "workers"):
+        assert found[of_queue, "default"] == 0
     assert found["attempts_started_total",] == 0
 
 
@@ -52,7 +53,7 @@ def test_jobs_attempts_stages_and_memory(api: TestClient, store: JobStore) -> No
     store.cancel(third)
     found = scraped(api)
     assert (found["jobs", "succeeded"], found["jobs", "queued"], found["jobs", "cancelled"]) == (1, 1, 1)
-    assert 1.3 <= found["queue_age_seconds",] < 60
+    assert 1.3 <= found["queue_age_seconds", "default"] < 60
     assert found["attempts_started_total",] == 3
     ended = {key[1]: value for key, value in found.items() if key[0] == "attempts_ended_total"}
     assert ended == {"succeeded": 1, "died": 1, "lease_expired": 1}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cli.errors import BadUsage
-from cli.options import parse_labels, read_request
+from cli.options import parse_labels, queue_names, read_request
 from jobs.spec import JobSpec
 
 
@@ -48,6 +48,13 @@ def test_a_file_that_is_no_request_is_refused(tmp_path: Path, text: str, message
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(BadUsage, match=r"nowhere\.yaml"):
         read_request("nowhere.yaml", {})
+
+
+def test_queues() -> None:
+    assert queue_names("gpu-large, default") == ["gpu-large", "default"]
+    for wrong in ("", "a,,b", "A", "a b"):
+        with pytest.raises(BadUsage, match="is no queue"):
+            queue_names(wrong)
 
 
 def test_labels() -> None:

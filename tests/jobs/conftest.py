@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, delete, make_url, text
 
 from jobs.database import make_engine, upgrade
-from jobs.tables import ApiKey, Job
+from jobs.tables import ApiKey, Job, WorkerQueue
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -33,7 +33,7 @@ def shared_engine(migrated_url: str) -> Iterator[Engine]:
     engine.dispose()
     emptied = make_engine(migrated_url)  # without the listeners of a test
     with emptied.begin() as connection:
-        for table in (Job, ApiKey):
+        for table in (Job, ApiKey, WorkerQueue):
             connection.execute(delete(table))
     emptied.dispose()
 

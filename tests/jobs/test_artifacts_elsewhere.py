@@ -134,7 +134,7 @@ def test_a_store_that_fails_half_way_leaves_nothing(
 ) -> None:
     """A bucket's files get their names one after another."""
     artifacts = ArtifactStore(f"s3://{bucket}/results")
-    copy, copied = artifacts._files.copy, list[str]()
+    copy, copied = artifacts._files._system.copy, list[str]()
 
     def failing(source: str, target: str, **options: Any) -> None:
         if len(copied) == 2:
@@ -142,7 +142,7 @@ def test_a_store_that_fails_half_way_leaves_nothing(
         copied.append(target)
         copy(source, target, **options)
 
-    monkeypatch.setattr(artifacts._files, "copy", failing)
+    monkeypatch.setattr(artifacts._files._system, "copy", failing)
     with pytest.raises(OSError, match="went away"):
         artifacts.put_folder("J1", result(tmp_path / "result"))
     assert len(copied) == 2

@@ -26,6 +26,7 @@ from sqlalchemy import Engine, delete, update
 
 from jobs.clock import now_plus
 from jobs.errors import Conflict, JobNotFound, LeaseLost
+from jobs.queues import Serves
 from jobs.records import Lease
 from jobs.spec import JobSpec
 from jobs.states import TERMINAL, TRANSITIONS, JobStatus
@@ -36,7 +37,12 @@ MAX_DEATHS, MAX_LOSSES = 2, 3
 FEW = 3
 """Jobs at once: with more, hardly anything happens to each."""
 
-SPEC = JobSpec(model="local:tiny", layers=4)
+SPECS = {
+    "plain": JobSpec(model="local:tiny", layers=4),
+    "urgent": JobSpec(model="local:tiny", layers=4, priority=9),
+    "large": JobSpec(model="local:tiny", layers=4, queue="large", min_gpu_memory_gib=40),
+}
+SERVES = {"one": Serves(("default", "large"), 40), "two": Serves(("default", "large"), 24)}
 Q, R, C = JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING
 
 
@@ -44,6 +50,7 @@ Q, R, C = JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING
 class Life:
     """A job as it should be."""
 
+    spec: JobSpec
     status: JobStatus = Q
     attempt: int = 0
     deaths: int = 0
@@ -52,6 +59,10 @@ class Life:
     expired: bool = False
     announced: bool = True
     events: list[str] = field(default_factory=lambda: ["queued"])
+
+    def may_be_taken_by(self, worker: str) -> bool:
+        serves = SERVES[worker]
+        return self.spec.queue in serves.queues and self.spec.min_gpu_memory_gib <= serves.gpu_memory_gib
 
     def owned_by(self, lease: Lease) -> bool:
         return self.status in (R, C) and lease.attempt == self.attempt
@@ -89,10 +100,10 @@ class JobLife(RuleBasedStateMachine):
     # Clients
 
     @precondition(lambda self: len(self.lives) < FEW)
-    @rule(target=jobs, key=st.none() | st.sampled_from("ab"))
-    def submit(self, key: str | None) -> str:
-        job = self.store.submit(SPEC, idempotency_key=key)
-        self.lives.setdefault(job.id, Life())
+    @rule(target=jobs, kind=st.sampled_from(sorted(SPECS)), again=st.booleans())
+    def submit(self, kind: str, again: bool) -> str:
+        job = self.store.submit(SPECS[kind], idempotency_key=kind if again else None)
+        self.lives.setdefault(job.id, Life(SPECS[kind]))
         return job.id
 
     @rule(job=jobs)
@@ -120,7 +131,7 @@ class JobLife(RuleBasedStateMachine):
             return multiple()
         new = self.store.retry(job)
         assert (new.retry_of, new.id in self.lives) == (job, False)
-        self.lives[new.id] = Life()
+        self.lives[new.id] = Life(life.spec)
         return new.id
 
     @rule(job=jobs)
@@ -145,8 +156,9 @@ class JobLife(RuleBasedStateMachine):
         return self.deliver(message, "two")
 
     def deliver(self, message: str, worker: str) -> Any:
-        lease, life = self.store.take(message, worker=worker, lease_seconds=60), self.lives.get(message)
-        if life is None or life.status is not Q:
+        lease = self.store.take(message, worker=worker, lease_seconds=60, serves=SERVES[worker])
+        life = self.lives.get(message)
+        if life is None or life.status is not Q or not life.may_be_taken_by(worker):
             assert lease is None
             return multiple()
         life.become(R)
@@ -154,6 +166,15 @@ class JobLife(RuleBasedStateMachine):
         life.attempt += 1
         assert lease == Lease(message, life.attempt)
         return lease
+
+    @rule(worker=st.sampled_from(sorted(SERVES)))
+    def look_for_the_next(self, worker: str) -> None:
+        mine = [
+            (-life.spec.priority, job)
+            for job, life in self.lives.items()
+            if life.status is Q and life.may_be_taken_by(worker)
+        ]
+        assert self.store.next_queued(SERVES[worker]) == (min(mine)[1] if mine else None)
 
     # Workers, with leases that may be lost. Few rules, so that deliveries and sweeps come in between often enough.
 
@@ -240,10 +261,13 @@ class JobLife(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        due = sorted(job for job, life in self.lives.items() if life.status is Q and not life.announced)
-        assert self.store.due_for_announcement(after_seconds=60, limit=100) == due
-        for job in due:
-            self.lives[job].announced = True
+        waiting = {job: life for job, life in self.lives.items() if life.status is Q}
+        assert set(self.store.queues_waiting()) == {life.spec.queue for life in waiting.values()}
+        for queue in ("default", "large"):
+            due = sorted(job for job, life in waiting.items() if not life.announced and life.spec.queue == queue)
+            assert self.store.due_for_announcement(queue, after_seconds=60, limit=100) == due
+            for job in due:
+                self.lives[job].announced = True
 
     # What must always hold
 

@@ -32,7 +32,7 @@ upgrade(make_engine(sys.argv[1]))
 """
 
 ALEMBICS = "alembic_version"
-TABLES = {"api_key", "job", "job_event", "tally", "webhook_delivery", "webhook_secret"}
+TABLES = {"api_key", "job", "job_event", "tally", "webhook_delivery", "webhook_secret", "worker_queue"}
 
 
 def schema(engine: Engine) -> dict[str, dict[str, Any]]:

@@ -71,6 +71,16 @@ def test_the_token_does_not_show() -> None:
     assert settings.hf_token.get_secret_value() == "hf_verysecret"
 
 
+def test_queues_are_a_list_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().queues == ("default",)
+    monkeypatch.setenv("FLATTENGPT_QUEUES", "default, gpu-large")
+    assert Settings().queues == ("default", "gpu-large")
+    for wrong in ("", "a,,b", "No/Name"):
+        monkeypatch.setenv("FLATTENGPT_QUEUES", wrong)
+        with pytest.raises(ValidationError, match="queues"):
+            Settings()
+
+
 def test_a_lease_outlasts_a_missed_heartbeat() -> None:
     with pytest.raises(ValidationError, match="FLATTENGPT_HEARTBEAT_SECONDS must be at most half"):
         Settings(lease_seconds=5, heartbeat_seconds=3)

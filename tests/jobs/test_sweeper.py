@@ -13,7 +13,8 @@ import pytest
 import structlog
 from sqlalchemy import Engine, text
 
-from jobs.broker import QUEUE, TASK, make_announcer, make_celery
+from jobs.broker import TASK, broker_queue, make_announcer, make_celery
+from jobs.queues import DEFAULT
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
@@ -36,20 +37,20 @@ def silent_port() -> Iterator[int]:
         yield bound.getsockname()[1]
 
 
-def rung(settings: Settings) -> list[Any]:
+def rung(settings: Settings, queue: str = DEFAULT) -> list[Any]:
     """The messages that wait in the broker, now taken out."""
     app, messages = make_celery(settings), []
     with app.connection_for_read() as connection:
-        queue = app.amqp.queues[QUEUE](connection.default_channel)
+        queue = app.amqp.queues[broker_queue(queue)](connection.default_channel)
         queue.declare()
         while (message := queue.get(no_ack=True)) is not None:
             messages.append(message)
     return messages
 
 
-def rung_ids(settings: Settings) -> list[str]:
+def rung_ids(settings: Settings, queue: str = DEFAULT) -> list[str]:
     """The ids of the jobs that the waiting messages name, in order."""
-    return [message.payload[0][0] for message in rung(settings)]
+    return [message.payload[0][0] for message in rung(settings, queue)]
 
 
 def wait_for(true: Callable[[], object]) -> None:
@@ -196,10 +197,10 @@ def test_sweeping_goes_on_after_an_announcer_that_breaks_its_word(
         def __init__(self) -> None:
             self.asked: list[str] = []
 
-        def waiting(self) -> int:
+        def waiting(self, queue: str) -> int:
             return 0
 
-        def announce(self, job_id: str) -> None:
+        def announce(self, job_id: str, queue: str) -> None:
             self.asked.append(job_id)
             raise RuntimeError("an announcer must not raise")
 

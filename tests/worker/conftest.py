@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from jobs.queues import PLAIN, Serves
 from jobs.records import Lease
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -41,9 +42,9 @@ def stand_in(code: str) -> Command:
 class Worker:
     """A worker's parent in a thread of this process."""
 
-    def __init__(self, store: JobStore, settings: Settings, command: Command, name: str) -> None:
+    def __init__(self, store: JobStore, settings: Settings, command: Command, name: str, serves: Serves) -> None:
         self.stopping = threading.Event()
-        self._parent = Parent(store, settings, name, self.stopping.is_set, DiskFloor(settings), command)
+        self._parent = Parent(store, settings, name, serves, self.stopping.is_set, DiskFloor(settings), command)
         self._thread: threading.Thread | None = None
 
     def start(self, job_id: str) -> "Worker":
@@ -71,8 +72,8 @@ def workers(store: JobStore, settings: Settings) -> Iterator[Workers]:
     """Makes workers, which are stopped at the end of the test."""
     made: list[Worker] = []
 
-    def make(command: Command = child_command, *, name: str = "w", **changes: Any) -> Worker:
-        made.append(Worker(store, settings.model_copy(update=changes), command, name))
+    def make(command: Command = child_command, *, name: str = "w", serves: Serves = PLAIN, **changes: Any) -> Worker:
+        made.append(Worker(store, settings.model_copy(update=changes), command, name, serves))
         return made[-1]
 
     yield make

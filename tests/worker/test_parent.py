@@ -311,8 +311,6 @@ def test_all_that_is_queued_is_worked_on_once(store: JobStore, workers: Workers)
         worker.finish()
     jobs = [store.get(job_id) for job_id in waiting]
     assert {(job.status, job.attempt) for job in jobs} == {(JobStatus.FAILED, 1)}
-    first = [job.id for job in sorted(jobs, key=lambda job: job.started_at or job.created_at)[:2]]
-    assert waiting[3] in first
 
 
 @on_sqlite

@@ -33,6 +33,7 @@ from tests.tiny_models import tiny_checkpoint
 from tests.worker.conftest import SPEC, Workers, on_postgresql, on_sqlite
 from tests.worker.test_parent import of_type, row, wait_for_child
 from worker.parent import child_command
+from worker.state_store import StateStore
 
 CELERY = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-P", "prefork", "-c", "1", "-l", "INFO"]
 
@@ -271,12 +272,17 @@ def test_state_of_a_model_that_has_changed_is_dropped(
     assert [event.data["stage"] for event in of_type(store, queued, "stage")].count("calibrating") == 2
 
 
-@on_postgresql
-def test_cancel_is_honoured_within_one_layer(store: JobStore, settings: Settings, workers: Workers) -> None:
+def deep(store: JobStore, settings: Settings) -> str:
+    """A job of several merged layers, which take a while."""
     tiny_checkpoint(settings.models_dir / "deep", num_hidden_layers=16)
     request: dict[str, Any] = SPEC.as_request() | {"model": "local:deep", "layers": 8}
     request["calibration"] |= {"samples": 64, "sequence_length": 128}
-    job_id = store.submit(JobSpec.model_validate(request)).id
+    return store.submit(JobSpec.model_validate(request)).id
+
+
+@on_postgresql
+def test_cancel_is_honoured_within_one_layer(store: JobStore, settings: Settings, workers: Workers) -> None:
+    job_id = deep(store, settings)
     worker = workers().start(job_id)
     wait_until(lambda: of_type(store, job_id, "merged"), what="the first merged layer")
     store.cancel(job_id)
@@ -305,6 +311,48 @@ def test_a_killed_child_costs_an_attempt_and_not_the_job(
     died = of_type(store, queued, "died")[0].data
     assert died["stage"] == "compressing"
     assert "killed by SIGKILL" in died["reason"]
+
+
+@on_sqlite
+def test_a_worker_on_another_host_goes_on(
+    store: JobStore,
+    settings: Settings,
+    workers: Workers,
+    tmp_path: Path,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The hosts share the database, a bucket, and a model whose files have other times."""
+    job_id = deep(store, settings)
+    shared = {"artifacts_url": f"s3://{bucket}/results", "state_url": f"s3://{bucket}/states", "state_seconds": 0.001}
+    for name, value in shared.items():
+        monkeypatch.setenv(f"FLATTENGPT_{name.upper()}", str(value))
+    one = workers(**shared).start(job_id)
+    wait_until(lambda: of_type(store, job_id, "merged"), what="the first merged layer")
+    one.stopping.set()
+    one.finish()
+    assert store.get(job_id).status is JobStatus.QUEUED
+    assert len(of_type(store, job_id, "merged")) < 3
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(settings.models_dir / "deep", elsewhere / "models" / "deep", copy_function=shutil.copyfile)
+    monkeypatch.setenv("FLATTENGPT_DATA_DIR", str(elsewhere))
+    workers(name="other", data_dir=elsewhere, **shared).run(job_id)
+    job = store.get(job_id)
+    assert (job.status, job.attempt, job.error) == (JobStatus.SUCCEEDED, 2, None)
+    assert [event.data for event in of_type(store, job_id, "state_restored")] == [{"from_attempt": 1}]
+    merged = [tuple(event.data["layers"]) for event in of_type(store, job_id, "merged")]
+    assert len(merged) == len(set(merged))
+    assert StateStore(shared["state_url"]).job_ids() == []
+
+
+@on_sqlite
+def test_a_state_store_that_does_not_answer_costs_no_job(
+    store: JobStore, settings: Settings, queued: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLATTENGPT_STATE_URL", "file:///dev/null/states")
+    workers(state_url="file:///dev/null/states").run(queued)
+    job = check_success(store, settings, queued, attempt=1)
+    assert "the state is not saved" in log_of(settings, job)
 
 
 @contextmanager
