@@ -1,4 +1,7 @@
-"""`flattengpt.json`, the record of how a result was made, and files and folders that appear whole."""
+"""`flattengpt.json`, the record of how a result was made, and files and folders that appear whole.
+
+Imports no torch, for who publishes results.
+"""
 
 import hashlib
 import importlib.metadata
@@ -10,15 +13,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flattengpt_core.compressed import Compressed
+if TYPE_CHECKING:
+    from flattengpt_core.compressed import Compressed
 
 MANIFEST = "flattengpt.json"
 _VERSIONED = ("flattengpt", "torch", "transformers", "safetensors", "tokenizers", "peft", "lm-eval")
 
 
-def write_manifest(folder: Path, request: Mapping[str, Any], metrics: Mapping[str, Any], done: Compressed) -> None:
+def write_manifest(folder: Path, request: Mapping[str, Any], metrics: Mapping[str, Any], done: "Compressed") -> None:
     """Write the request, versions, groups, kept heads and channels, metrics and the sha256 of each other file."""
     manifest = {
         "request": dict(request),

@@ -317,7 +317,8 @@ class JobStore:
             row = session.execute(select(Job.hub_token).where(*changes.owned_by(lease))).first()
         if row is None:
             raise changes.lost(lease)
-        return row.hub_token
+        sealed: str | None = row.hub_token
+        return sealed
 
     @patiently
     def record(

@@ -20,6 +20,7 @@ from worker.hub_client import set_up_client
 from worker.interruptible import LastStep, LeftBehind
 
 TRIES = 4
+CommitOperation = CommitOperationAdd | CommitOperationDelete
 _EXISTS_PERHAPS = (401, 402, 403, 409)
 """Answers to creating a repository that may be there: a token for that repository alone can only write to it."""
 
@@ -119,7 +120,7 @@ def _upload(api: HfApi, folder: Path, to: Destination, progress: Callable[[int, 
         with commit.taken():
             # The Hub refuses if anyone has committed since; the client commits nothing if there is nothing new.
             head = repository.sha if repository else None
-            changes = [*_deletions(additions, repository), *missing]
+            changes: list[CommitOperation] = [*_deletions(additions, repository), *missing]
             api.create_commit(to.repo_id, changes, commit_message=to.commit_message, parent_commit=head)
     except (PublishConflict, LeftBehind):
         raise

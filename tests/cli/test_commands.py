@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
 from tests.cli.conftest import TINY_JOB
+from tests.receiver import Reply, receiving
 from tests.task_files import CHOICES, task_file
 
 LOCAL = ["compress", "compare", "ladder", "evaluate", "diagnose"]
@@ -270,6 +272,29 @@ def test_the_services_refusal_is_one_readable_line(url: str) -> None:
     done = run("submit", "local:tiny", "--layers", "99", url=url)
     assert done.exit_code == 2
     assert done.stderr == "error: layers: layers is 99, but the model has 6: choose 1 to 5.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "publish"),
+    [
+        (
+            ["--publish", "acme/x", "--public", "--overwrite"],
+            {"repo_id": "acme/x", "private": False, "overwrite": True},
+        ),
+        (["--publish", "s3://models/x"], {"url": "s3://models/x"}),
+    ],
+)
+def test_submit_says_where_to_publish_and_brings_the_token(
+    options: list[str], publish: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As whoever listens at the address is sent it."""
+    monkeypatch.setenv("FLATTENGPT_HUB_TOKEN", " hf_mine\n")
+    with receiving() as service:
+        service.default = Reply(status=422)
+        done = run("submit", "acme/tiny", "--layers", "4", *options, url=f"http://127.0.0.1:{service.port}")
+    assert "hf_mine" not in done.output
+    assert json.loads(service.seen[0].body) == {"model": "acme/tiny", "layers": 4, "publish": publish}
+    assert service.seen[0].headers["hub-token"] == "hf_mine"
 
 
 def test_an_unknown_job_is_one_readable_line(url: str) -> None:

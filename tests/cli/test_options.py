@@ -28,6 +28,12 @@ def test_options_win_over_the_file_and_replace_its_target(tmp_path: Path) -> Non
     assert request == {"model": "org/name", "layers": 24, "calibration": {"dataset": "python-docs", "samples": 8}}
 
 
+def test_an_option_fills_a_part_that_the_file_leaves_out(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text("model: org/name\nlayers: 4\npublish: null\n")
+    assert read_request(str(file), {"publish.overwrite": True})["publish"] == {"overwrite": True}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("- a list\n", "holds no request"), ("a: [\n", "not valid YAML"), ("model: x\nrecovery: lora\n", "mapping")],

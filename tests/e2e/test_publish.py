@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from pydantic import SecretStr
 
 from cli.client import Client
 from cli.demo_service import embedded_service
+from cli.errors import ServiceRefused
 from cli.replies import Job
 from tests.hub.state import WRITE_TOKEN, Hub
 from tests.hub_server import running_hub
@@ -40,18 +42,23 @@ def service_dir(tmp_path: Path) -> Path:
     return tmp_path / "service"
 
 
-@pytest.fixture
-def client(hub: Hub, service_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """A service whose environment has the token."""
+@pytest.fixture(params=["the service's token"])
+def client(
+    hub: Hub, service_dir: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Client]:
+    """A service whose environment has the token, or none."""
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+    if request.param is None:
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+    else:
+        monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     with embedded_service(service_dir, service_dir / "service.log") as url, Client(url) as client:
         yield client
 
 
-def run(client: Client) -> Job:
-    job = client.submit(REQUEST)
+def run(client: Client, hub_token: SecretStr | None = None) -> Job:
+    job = client.submit(REQUEST, hub_token=hub_token)
     for _ in client.events(job.id):
         pass
     return client.get(job.id)
@@ -78,6 +85,20 @@ def test_a_model_of_the_hub_comes_back_smaller(client: Client, hub: Hub, service
     assert stages[-4:] == ["compressing", "recovering", "evaluating", "publishing"]
     assert "loss" in {event.type for event in client.events(job.id)}
     assert files_with_the_token(service_dir) == []
+
+
+@pytest.mark.parametrize("client", [None], indirect=True)
+def test_a_token_of_the_requests_own_is_all_that_it_needs(client: Client, hub: Hub, service_dir: Path) -> None:
+    """And nothing that the service writes has it: no log, no database, no message, no artifact, no cache."""
+    with pytest.raises(ServiceRefused, match="may not read it"):
+        run(client)
+    job = run(client, SecretStr(WRITE_TOKEN))
+    assert job.status == "succeeded", job.error
+    assert hub.repositories[TARGET].head.title == f"FlattenGPT job {job.id}"
+    assert WRITE_TOKEN not in str([*client.events(job.id)])
+    assert files_with_the_token(service_dir) == []
+    assert not list((service_dir / "work").iterdir())
+    assert not (service_dir / "hub" / "models--acme--tiny" / "snapshots").exists()
 
 
 def test_a_failed_upload_keeps_the_artifacts(client: Client, hub: Hub, service_dir: Path) -> None:

@@ -7,17 +7,24 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
+from sqlalchemy import Engine, select
 
+from flattengpt_core.manifest import MANIFEST
 from jobs.artifacts import ArtifactStore, as_json
+from jobs.hub_token import HubToken
 from jobs.records import JobRecord
+from jobs.sealing import Sealer
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.states import JobStatus
 from jobs.store import JobStore
-from tests.hub.state import WRITE_TOKEN, Break, Hub
+from jobs.tables import Job
+from tests.hub.state import READ_TOKEN, WRITE_TOKEN, Break, Hub
 from tests.hub_server import running_hub
 from tests.processes import Started, alive, descendants, wait_until
 from tests.worker.conftest import SPEC, Worker, Workers, on_postgresql, on_sqlite
@@ -75,8 +82,14 @@ def stored(store: JobStore, settings: Settings, tmp_path: Path) -> JobRecord:
     folder.mkdir()
     (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# tiny-flat4\n")
     (folder / "model.safetensors").write_bytes(random.Random(0).randbytes(SIZE))
-    spec = JobSpec.model_validate(SPEC.as_request() | {"publish": {"repo_id": REPO}})
-    job = store.submit(spec)
+    return with_result(store, settings, folder, {"repo_id": REPO})
+
+
+def with_result(
+    store: JobStore, settings: Settings, folder: Path, publish: dict[str, Any], token: HubToken | None = None
+) -> JobRecord:
+    """A queued job whose last attempt died after it had stored this folder."""
+    job = store.submit(JobSpec.model_validate(SPEC.as_request() | {"publish": publish}), hub_token=token)
     lease = store.take(job.id, worker="w", lease_seconds=60)
     assert lease is not None
     artifacts = ArtifactStore(settings.artifacts).put_folder(job.id, folder)
@@ -256,6 +269,69 @@ def test_a_commit_that_is_never_answered_does_not_hold_the_cancel_up(
     assert store.get(stored.id).status is JobStatus.CANCELLED
     assert of_type(store, stored.id, "commit_unanswered")[0].data == {"repo_id": REPO}
     assert list((settings.data_dir / "artifacts").iterdir()) == []
+
+
+@on_sqlite
+def test_a_job_publishes_with_the_token_that_came_with_it(
+    hub: Hub,
+    store: JobStore,
+    settings: Settings,
+    workers: Workers,
+    engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not with the worker's; nothing that the service keeps has it, and its row no more after the end."""
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "README.md").write_text("# tiny-flat4\n")
+    token = HubToken(SecretStr(WRITE_TOKEN), Sealer(settings))
+    job = with_result(store, settings, tmp_path / "made", {"repo_id": REPO}, token)
+    workers().run(job.id)
+    assert (store.get(job.id).status, store.get(job.id).error) == (JobStatus.SUCCEEDED, None)
+    assert {seen.authorization for seen in hub.seen} - {None} == {f"Bearer {WRITE_TOKEN}"}
+    with engine.connect() as connection:
+        assert connection.scalar(select(Job.hub_token).where(Job.id == job.id)) is None
+    written = [file for file in tmp_path.rglob("*") if file.is_file() and WRITE_TOKEN.encode() in file.read_bytes()]
+    assert written == []
+
+
+@on_sqlite
+def test_a_worker_that_cannot_open_the_jobs_token_says_so(
+    hub: Hub, store: JobStore, settings: Settings, workers: Workers, tmp_path: Path
+) -> None:
+    keys = {"secret_keys": SecretStr(Fernet.generate_key().decode()), "broker_url": "redis://127.0.0.1:9"}
+    token = HubToken(SecretStr(WRITE_TOKEN), Sealer(settings.model_copy(update=keys)))
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "README.md").write_text("# tiny-flat4\n")
+    job = with_result(store, settings, tmp_path / "made", {"repo_id": REPO}, token)
+    workers().run(job.id)
+    error = store.get(job.id).error
+    assert error is not None
+    assert (error["code"], "FLATTENGPT_SECRET_KEYS" in error["message"]) == ("sealing_unavailable", True)
+    assert hub.seen == []
+
+
+@on_sqlite
+def test_a_job_publishes_below_what_the_operator_allows(
+    hub: Hub, store: JobStore, settings: Settings, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / MANIFEST).write_text("{}")
+    (tmp_path / "allowed").mkdir()
+    monkeypatch.setenv("FLATTENGPT_PUBLISH_URLS", f"file://{tmp_path}/allowed")
+    for place, allowed in [(f"file://{tmp_path}/allowed/team/x", True), (f"file://{tmp_path}/elsewhere/x", False)]:
+        job = with_result(store, settings, tmp_path / "made", {"url": place})
+        workers().run(job.id)
+        ended = store.get(job.id)
+        if allowed:
+            assert (ended.status, ended.published_url) == (JobStatus.SUCCEEDED, place), ended.error
+            assert (tmp_path / "allowed" / "team" / "x" / MANIFEST).read_text() == "{}"
+        else:
+            assert ended.error is not None
+            assert (ended.error["code"], ended.error["field"]) == ("invalid_request", "publish.url")
+    assert not (tmp_path / "elsewhere").exists()
+    assert hub.seen == []
 
 
 def test_artifacts_of_a_cancelled_job_that_were_left_go_with_the_next_job(
