@@ -14,6 +14,7 @@ from cli.errors import ServiceRefused
 from cli.replies import Job
 from tests.hub.state import WRITE_TOKEN, Hub
 from tests.hub_server import running_hub
+from tests.processes import wait_until
 from tests.tiny_models import tiny_checkpoint
 
 TARGET = "acme/tiny-flat4"
@@ -97,7 +98,7 @@ def test_a_token_of_the_requests_own_is_all_that_it_needs(client: Client, hub: H
     assert hub.repositories[TARGET].head.title == f"FlattenGPT job {job.id}"
     assert WRITE_TOKEN not in str([*client.events(job.id)])
     assert files_with_the_token(service_dir) == []
-    assert not list((service_dir / "work").iterdir())
+    wait_until(lambda: not list((service_dir / "work").iterdir()), what="the end of the job's files")
     assert not (service_dir / "hub" / "models--acme--tiny" / "snapshots").exists()
 
 
