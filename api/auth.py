@@ -55,7 +55,8 @@ def _counted(request: Request, parts: State, given: str) -> KeyRecord:
 
 # These ask for the key by a call: each further dependency that FastAPI resolves costs as much as reading a job's row.
 async def _jobs(request: Request, needed: SecurityScopes, given: Given) -> JobStore:
-    key, store = await api_key(request, needed, given), request.app.state.parts.store
+    key = await api_key(request, needed, given)
+    store: JobStore = request.app.state.parts.store
     return store if key is None else store.of(key.id, sees_all=key.is_admin)
 
 
