@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AfterValidator, AwareDatetime
 
 from api.admission import admit
@@ -12,7 +12,7 @@ from api.auth import ReadableJobs, WritableJobs
 from api.polling import HEADERS, IfNoneMatch, Prefer, Shown, wait_seconds
 from api.problems import responses
 from api.schemas import JobPage, JobReply
-from api.state import Parts
+from api.state import Parts, parts_of
 from flattengpt_core.errors import InvalidRequest
 from flattengpt_core.methods import METHODS
 from jobs import tracing
@@ -134,14 +134,16 @@ def page(
     "/{job_id}", operation_id="getJob", response_model=JobReply, responses={**_SHOWN, **responses(404, 422, 503)}
 )
 async def show(
-    job_id: str, parts: Parts, jobs: ReadableJobs, if_none_match: IfNoneMatch = None, prefer: Prefer = None
+    job_id: str, request: Request, jobs: ReadableJobs, if_none_match: IfNoneMatch = None, prefer: Prefer = None
 ) -> Response:
     """One job, as it is now, or with `Prefer: wait` as soon as it has ended or changed."""
     job = await run_sync(jobs.get, job_id)
     waited = wait_seconds(prefer)
     if waited:
-        job = await parts.news.of(job).until(
-            lambda job: if_none_match is not None and not Shown(job).is_known(if_none_match), seconds=waited
+        job = (
+            await parts_of(request)
+            .news.of(job)
+            .until(lambda job: if_none_match is not None and not Shown(job).is_known(if_none_match), seconds=waited)
         )
     return Shown(job).answer(known=if_none_match, waited=waited)
 
