@@ -72,7 +72,7 @@ class _Later(SecurityBase, Generic[T]):
     async def __call__(self, request: Request, needed: SecurityScopes) -> Asking[T]:
         """The request's claim, not looked at yet."""
         given = await _bearer(request)
-        return Asking(request, needed.scopes, given and given.credentials, self._give)
+        return Asking(request, needed.scopes, given.credentials if given else None, self._give)
 
 
 class _Asked(SecurityBase, Generic[T]):
