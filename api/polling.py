@@ -52,7 +52,7 @@ class Shown:
     """A job as the API answers with it."""
 
     def __init__(self, job: JobRecord) -> None:
-        self._job = job
+        self.job = job
         self._body = JobReply.of(job).model_dump_json().encode()
         # Weak, since the same job may be sent compressed or not.
         self.etag = f'W/"{hashlib.sha256(self._body).hexdigest()[:32]}"'
@@ -73,8 +73,8 @@ class Shown:
             location: the job's address, where it is new.
         """
         headers = {"ETag": self.etag}
-        if not self._job.ended:
-            headers["Retry-After"] = str(_ASK_AGAIN_SECONDS[self._job.status])
+        if not self.job.ended:
+            headers["Retry-After"] = str(_ASK_AGAIN_SECONDS[self.job.status])
         if waited:
             headers["Preference-Applied"] = f"wait={waited}"
         if location is not None:

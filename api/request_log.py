@@ -22,6 +22,7 @@ class RequestLog:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._log = log.bind()  # once, not with each line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Name the request and pass it on."""
@@ -45,7 +46,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, named)
         finally:
-            log.info(
+            self._log.info(
                 "request",
                 method=scope["method"],
                 path=_path(scope),

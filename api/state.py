@@ -37,9 +37,14 @@ class State:
     uploads: Uploads
 
 
-async def _state(request: Request) -> State:
-    state: State = request.app.state.parts
-    return state
+def parts_of(request: Request) -> State:
+    """The parts of the application that the request is for."""
+    parts: State = request.app.state.parts
+    return parts
 
 
-Parts = Annotated[State, Depends(_state)]
+async def _parts(request: Request) -> State:
+    return parts_of(request)
+
+
+Parts = Annotated[State, Depends(_parts)]

@@ -4,7 +4,6 @@ The plain one has a single route, which runs one primary-key SELECT through the 
 """
 
 import socket
-import sys
 from typing import Any
 
 import uvicorn
@@ -58,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -138,10 +138,10 @@ def api(found: dict[str, Any]) -> str:
     lines = [
         bars(found),
         "",
-        f"{found['jobs']:,} jobs and {found['events']:,} events in PostgreSQL; it, the API (one process) and the load "
-        f"share {found['processors']} processors. Medians of {len(show['per_second'])} turns: the plain route {plain:.0f} "
-        f"requests/s, `GET /jobs/{{id}}` {ours:.0f}, both from {show['clients']} clients; `POST /jobs` "
-        f"{middle['per_second']}, p50 {middle['p50_ms']} ms, p99 {middle['p99_ms']} ms.",
+        f"{found['jobs']:,} jobs and {found['events']:,} events in PostgreSQL, which shares {found['processors']} "
+        f"processors with the API (one process) and the load. Medians of {len(show['per_second'])} turns: the plain "
+        f"route {plain:.0f} requests/s, `GET /jobs/{{id}}` {ours:.0f}, both from {show['clients']} clients; "
+        f"`POST /jobs` {middle['per_second']}, p50 {middle['p50_ms']} ms, p99 {middle['p99_ms']} ms.",
     ]
     return "\n".join(lines)
 

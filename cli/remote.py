@@ -108,6 +108,8 @@ def submit(
             print_json(job.model_dump(mode="json"))
         else:
             out.print(job.id)
+            if job.waiting_for:
+                err.print(f"waits for {job.waiting_for}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import structlog
 from celery import Celery
-from kombu import Exchange, Queue
 
 from jobs import folder_queue
 from jobs.queues import DEFAULT
@@ -95,7 +94,7 @@ def make_celery(settings: Settings) -> Celery:
         task_default_queue=PREFIX,
         task_ignore_result=True,
         # What a worker listens to, unless Celery's own option -Q says otherwise.
-        task_queues=[Queue(name, Exchange(name), name) for name in map(broker_queue, settings.queues)],
+        task_queues={name: {"exchange": name, "routing_key": name} for name in map(broker_queue, settings.queues)},
         task_serializer="json",
         worker_concurrency=1,
         # A busy worker must not keep a message from an idle one. Celery can promise this on Redis only; elsewhere

@@ -183,7 +183,7 @@ _LOOK_UP = select(*ApiKey.__table__.columns, _state().label("state"), _USED_RECE
 """Made once, for each request needs it."""
 
 
-def _record(row: ApiKey | Row[Any], state: str) -> KeyRecord:
+def _record(row: ApiKey | Row[*tuple[Any, ...]], state: str) -> KeyRecord:
     return KeyRecord(
         id=row.id,
         name=row.name,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Row
 
 from jobs.states import TERMINAL, JobStatus
 from jobs.tables import JobEvent
@@ -51,9 +51,10 @@ class JobRecord:
         return self.status in TERMINAL
 
     @classmethod
-    def of(cls, row: RowMapping) -> "JobRecord":
-        """A copy of the row, which has a column for each field."""
-        return cls(**{**row, "status": JobStatus(row["status"]), "artifacts": row["artifacts"] or []})
+    def of(cls, row: Row[*tuple[Any, ...]]) -> "JobRecord":
+        """A copy of the row, which has a column for each field, in order."""
+        found = dict(zip(cls.__match_args__, row, strict=True))
+        return cls(**found | {"status": JobStatus(row.status), "artifacts": row.artifacts or []})
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class JobStore:
         _check_id(job_id)
         one = _ONE if self._sees_all else _ONE_OF_OWNER
         with self._reader.connect() as connection:  # no session: it would have nothing to keep
-            found = connection.execute(one, {"job_id": job_id, "owner": self._owner}).mappings().first()
+            found = connection.execute(one, {"job_id": job_id, "owner": self._owner}).first()
         if found is None:
             raise _not_found(job_id)
         return JobRecord.of(found)
@@ -223,7 +223,7 @@ class JobStore:
         if before is not None:
             query = query.where(Job.id < before)
         with self._read() as session:
-            jobs = [JobRecord.of(row) for row in session.execute(query).mappings()]
+            jobs = [JobRecord.of(row) for row in session.execute(query)]
         more = len(jobs) > limit
         return Page(jobs[:limit], jobs[limit - 1].id if more else None)
 
@@ -559,7 +559,7 @@ class JobStore:
                 session.add(row)
                 session.flush()
                 changes.append(session, row.id, [Event("queued", {"retry_of": retry_of} if retry_of else {})])
-                return JobRecord.of(session.execute(_SHOWN.where(Job.id == row.id)).mappings().one())
+                return JobRecord.of(session.execute(_SHOWN.where(Job.id == row.id)).one())
         except (IntegrityError, TooManyJobs):
             # Another request with the same key may have come in between.
             if idempotency_key is not None and (known := self._by_key(idempotency_key, request, retry_of, hub_token)):
@@ -591,7 +591,7 @@ class JobStore:
     ) -> JobRecord | None:
         with self._read() as session:
             known = (Job.owner == self._owner, Job.idempotency_key == key, Job.created_at > self._keys_since())
-            found = session.execute(_SHOWN.where(*known)).mappings().first()
+            found = session.execute(_SHOWN.where(*known)).first()
         if found is None:
             return None
         job = JobRecord.of(found)

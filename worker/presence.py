@@ -10,6 +10,9 @@ from jobs.queues import Serves
 from jobs.roster import Roster
 from jobs.settings import Settings
 
+_LEAVE_SECONDS = 5
+"""A database that does not answer holds no worker's end up; it counts as alive a little longer then."""
+
 log = structlog.get_logger()
 
 
@@ -33,7 +36,7 @@ class Presence:
         """Take the worker off the roster."""
         self._stop.set()
         if self._thread.ident is not None:  # a worker may be stopped before it was ready
-            self._thread.join()
+            self._thread.join(_LEAVE_SECONDS)
 
     def _keep(self) -> None:
         while not self._stop.is_set():

@@ -5,15 +5,15 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, SecretStr
 
 from api.admission import admit, check_hub_token
-from api.auth import ReadableJobs, WritableJobs
+from api.auth import JobsToRead, ReadableJobs, WritableJobs
 from api.polling import HEADERS, IfNoneMatch, Prefer, Shown, wait_seconds
 from api.problems import responses
 from api.schemas import JobPage, JobReply
-from api.state import Parts, State
+from api.state import Parts, State, parts_of
 from flattengpt_core.methods import METHODS
 from jobs import hub_token, tracing
 from jobs.discard import discard
@@ -170,16 +170,19 @@ def page(
     "/{job_id}", operation_id="getJob", response_model=JobReply, responses={**_SHOWN, **responses(404, 422, 503)}
 )
 async def show(
-    job_id: str, parts: Parts, jobs: ReadableJobs, if_none_match: IfNoneMatch = None, prefer: Prefer = None
+    job_id: str, request: Request, asking: JobsToRead, if_none_match: IfNoneMatch = None, prefer: Prefer = None
 ) -> Response:
     """One job, as it is now, or with `Prefer: wait` as soon as it has ended or changed."""
-    job = await run_sync(jobs.get, job_id)
+    shown = await run_sync(lambda: Shown(asking.opened().get(job_id)))
     waited = wait_seconds(prefer)
     if waited:
-        job = await parts.news.of(job).until(
-            lambda job: if_none_match is not None and not Shown(job).is_known(if_none_match), seconds=waited
+        news = parts_of(request).news.of(shown.job)
+        shown = Shown(
+            await news.until(
+                lambda job: if_none_match is not None and not Shown(job).is_known(if_none_match), seconds=waited
+            )
         )
-    return Shown(job).answer(known=if_none_match, waited=waited)
+    return shown.answer(known=if_none_match, waited=waited)
 
 
 @router.post("/{job_id}/cancel", status_code=202, operation_id="cancelJob", responses=responses(404, 409, 503))

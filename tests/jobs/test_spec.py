@@ -51,6 +51,9 @@ FULL: dict[str, Any] = {
     "webhook": {"url": "https://example.org/hook?token=t", "events": ["succeeded", "failed", "cancelled"]},
     "dtype": "auto",
     "labels": {"team": "search"},
+    "queue": "default",
+    "min_gpu_memory_gib": 0,
+    "priority": 5,
 }
 
 
