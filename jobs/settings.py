@@ -12,7 +12,9 @@ LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidat
 class Settings(BaseSettings):
     """`FLATTENGPT_*` variables, the Hub's own two, and OpenTelemetry's. Times are in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="FLATTENGPT_", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FLATTENGPT_", frozen=True, populate_by_name=True, hide_input_in_errors=True
+    )
 
     data_dir: Path = Field(default=Path(".flattengpt"), description="models, artifacts, logs, embedded database")
     database_url: str = Field(default="", description="SQLAlchemy URL; SQLite in data_dir if empty")
@@ -51,6 +53,11 @@ class Settings(BaseSettings):
     )
     webhook_allow_private: bool = Field(default=False, description="webhooks may go to addresses inside")
     webhook_allow_http: bool = Field(default=False, description="webhooks may go without TLS")
+
+    mlflow_tracking_uri: SecretStr = Field(
+        default=SecretStr(""), description="MLflow server that workers tell of jobs; none if empty"
+    )
+    mlflow_experiment: str = Field(default="flattengpt", min_length=1, description="experiment that runs belong to")
 
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="for people or for machines; if not set, console on a terminal and else json"

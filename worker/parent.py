@@ -27,9 +27,12 @@ from worker.child_process import ChildProcess, Exit
 from worker.disk_floor import DiskFloor
 from worker.exit_codes import ExitCode
 from worker.heartbeat import Heartbeat
+from worker.mlflow_server import OWN_VARIABLES
 from worker.places import adopt_work, clear_work, jobs_with_work, log_file, old_logs
+from worker.tracking import tracked
 
-SECRET_KEYS = "FLATTENGPT_SECRET_KEYS"
+NOT_INHERITED = frozenset(("FLATTENGPT_SECRET_KEYS", *OWN_VARIABLES))
+"""What must not be where models are: the keys that open stored secrets, and what opens the MLflow server."""
 
 Command = Callable[[Lease], Sequence[str]]
 
@@ -37,9 +40,9 @@ log = structlog.get_logger()
 
 
 def child_environment() -> dict[str, str]:
-    """What a child inherits: not the keys that open stored secrets, which must not be where models are."""
+    """What a child inherits."""
     inherited = tracing.environment() or os.environ
-    return {name: value for name, value in inherited.items() if name != SECRET_KEYS}
+    return {name: value for name, value in inherited.items() if name not in NOT_INHERITED}
 
 
 def child_command(lease: Lease) -> Sequence[str]:
@@ -93,6 +96,7 @@ class Parent:
                 with (
                     bound_contextvars(job_id=lease.job_id, attempt=lease.attempt),
                     tracing.span("attempt", tracing.of_job(lease), parent=lease.traceparent),
+                    tracked(self._settings, lease),
                 ):
                     self._run(lease)
             self._clear_ended()

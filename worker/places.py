@@ -12,12 +12,17 @@ from jobs.settings import Settings
 
 _KEPT = ("state", "result")
 """What the next attempt can use of one that ended: both hold whole files only, or say which are."""
-_LOG = re.compile(r"([0-9A-Z]{26})\.\d+\.log")
+_LOG = re.compile(r"([0-9A-Z]{26})\.\d+(?:\.mlflow)?\.log")
 
 
 def log_file(settings: Settings, lease: Lease) -> Path:
     """What the attempt's child process prints; kept, see `old_logs`."""
     return settings.data_dir.absolute() / "logs" / f"{lease.job_id}.{lease.attempt}.log"
+
+
+def tracking_log_file(settings: Settings, lease: Lease) -> Path:
+    """What the process prints that tells MLflow of the attempt; kept as the other."""
+    return log_file(settings, lease).with_suffix(".mlflow.log")
 
 
 def old_logs(settings: Settings) -> list[tuple[str, Path]]:

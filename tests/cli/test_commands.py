@@ -14,7 +14,7 @@ from tests.cli.conftest import TINY_JOB
 from tests.task_files import CHOICES, task_file
 
 LOCAL = ["compress", "compare", "ladder", "evaluate", "diagnose"]
-SERVICE = ["serve", "worker", "sweep", "migrate", "doctor", "keys"]
+SERVICE = ["serve", "worker", "sweep", "migrate", "doctor", "keys", "track"]
 REMOTE = ["submit", "watch", "list", "show", "cancel", "download", "upload"]
 
 
