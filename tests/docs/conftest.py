@@ -50,6 +50,7 @@ def place(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     shutil.copytree(data_dir / "models" / "tiny", folder / "my-model")
     for name in ("notes.txt", "my-text.txt", "a.txt", "b.txt"):
         (folder / name).write_text(f"{name} says: practice makes perfect, and haste makes waste. " * 200)
+    (folder / "notes.jsonl").write_text('{"text": "All that glitters is not gold."}\n' * 50)
     (folder / "request.yaml").write_text("{model: local:tiny, layers: 4}")
     with pytest.MonkeyPatch.context() as environment, receiving() as receiver:
         here = Settings(data_dir=data_dir, database_url="")

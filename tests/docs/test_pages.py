@@ -14,12 +14,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy import create_engine, make_url, text
 from typer.testing import CliRunner
 
+from api.app import create_app
 from cli.client import Client
 from cli.demo_service import embedded_service
 from cli.main import app
+from jobs.database import make_engine, upgrade
+from jobs.settings import Settings
 from jobs.spec import JobSpec
+from jobs.store import JobStore
 from tests.command_lines import check_command, commands_in, logical_lines
 from tests.docs.conftest import Place
 from tests.docs.pages import ROOT, Block, blocks, pages
@@ -28,10 +33,14 @@ RUN = ("README.md", "docs/quickstart.md", "docs/guide.md", "docs/api.md", "docs/
        "docs/models-and-data.md", "docs/mlflow.md")  # fmt: skip
 """Pages whose every command runs, or is in NOT_RUN. Of other pages the commands of `flattengpt` are parsed."""
 
+HAVE_MODEL = ("docs/guide.md", "docs/models-and-data.md")
+"""Pages whose reader has a model to upload."""
+
 NOT_RUN = {
     r"make (demo|test|serve)": "tests/e2e/test_journey.py runs what `make demo` runs, and each test run is `make test`",
     r"docker compose .*": "there is no container engine; `make check` validates docker-compose.yml by its schema",
     r"kubectl .*": "there is no cluster; `make check` validates deploy/kubernetes by its schemas",
+    r"flattengpt serve .*": "it is what all the pages run against",
     r"export (POSTGRES_PASSWORD|AWS_ACCESS_KEY_ID|FLATTENGPT_ARTIFACTS_URL)=.*": "values for servers of the reader's",
     r"export FLATTENGPT_MLFLOW_.*": "tests/worker/test_mlflow.py runs with a server of its own",
     r"pip install .*": "it would change the environment of the tests",
@@ -52,11 +61,16 @@ WORDS = {
     "https://example.org/hooks/flattengpt": "{hook}",
     "local:smollm2-135m-instruct": "local:tiny",
     "org/model": "local:tiny",
+    "demo-output/model": "{model}",
     "JOB_ID": "{job_id}",
     ".venv/bin/": "",
 }
 """What stands for something of the reader's, and what it is here."""
+_SMALL = "--samples 8 --sequence-length 64"
 PATTERNS = {
+    r"--calibration (my-text|a)\.txt": rf"--calibration \1.txt {_SMALL}",
+    r"diagnose MODEL\b": f"diagnose MODEL --calibration a.txt {_SMALL}",
+    r"evaluate smaller\b": "evaluate smaller --sequence-length 256",
     r"\bMODEL\b": "local:tiny",
     r"--layers 24\b": "--layers 4",
     r"--layers 27,24,21": "--layers 5,4",
@@ -73,7 +87,7 @@ def as_here(text: str, place: Place) -> str:
     """The text with what there is here in place of what is the reader's."""
     for theirs, ours in WORDS.items():
         text = text.replace(theirs, ours.replace("{url}", place.url).replace("{hook}", place.hook))
-    text = text.replace("{job_id}", place.job_id)
+    text = text.replace("{job_id}", place.job_id).replace("{model}", str(place.files / "my-model"))
     for pattern, ours in PATTERNS.items():
         text = re.sub(pattern, ours.replace("{data}", os.environ["FLATTENGPT_DATA_DIR"]), text)
     return text
@@ -122,7 +136,10 @@ class Reader:
 
     def _bash(self, block: Block, text: str) -> None:
         """In a shell of its own, which leaves its variables to the next one."""
-        script = f"set -euo pipefail -a\n[ -f {self._state} ] && . {self._state}\n{text}\nexport -p > {self._state}"
+        # An answer of 400 and more is a failure, also where the page does not ask curl to say so.
+        curl = 'curl() { command curl --fail-with-body --silent --show-error "$@"; }'
+        before = f"set -euo pipefail -a\n{curl}\n[ ! -f {self._state} ] || . {self._state}"
+        script = f"{before}\n{text}\nexport -p > {self._state}"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, f"{block}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         exported = self._exported()
@@ -141,6 +158,8 @@ def test_a_page_does_what_it_says(page: str, place: Place, tmp_path: Path, monke
         monkeypatch.setenv(name, os.environ[name])
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(shutil.copytree(place.files, tmp_path / "work"))
+    if page not in HAVE_MODEL:
+        shutil.rmtree("my-model")  # they make one of this name
     reader = Reader(place, tmp_path / "state")
     for block in blocks(page):
         reader.type(block)
@@ -188,15 +207,15 @@ def test_links_lead_somewhere() -> None:
             assert (folder / target).exists(), f"{page} links to {target}"
 
 
-def test_the_guide_has_every_call(place: Place) -> None:
-    """Each route of the API is asked with curl, and each but the stream's other form is asked in Python somehow."""
+def test_the_guide_has_every_call(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-    from api.app import create_app
-    from jobs.settings import Settings
-
-    for path in create_app(Settings(data_dir=place.files / "other")).openapi()["paths"]:
-        shown = re.sub(r"\{(job_id)\}", "{id}", path)
-        assert f"{shown}" in text or shown.replace("/jobs/{id}", "...") in text, f"docs/guide.md does not name {path}"
+    paths = create_app(Settings(data_dir=tmp_path, database_url="")).openapi()["paths"]
+    calls = {
+        f"`{method.upper()} {path.replace('{job_id}', '{id}')}`"
+        for path, methods in paths.items()
+        for method in methods
+    }
+    assert {call for call in calls if call not in text} == set()
 
 
 def test_a_backup_of_a_folder(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +223,8 @@ def test_a_backup_of_a_folder(place: Place, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     script = [as_here(block.text, place) for block in blocks("docs/operations.md") if "backup" in block.text]
     assert len(script) == 2
-    for text in script:
-        done = subprocess.run(["bash", "-euc", text], capture_output=True, text=True, timeout=SECONDS)
+    for commands in script:
+        done = subprocess.run(["bash", "-euc", commands], capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.delenv("FLATTENGPT_URL")
     restored = embedded_service(tmp_path / "restored", tmp_path / "restored.log", auth="required")
@@ -217,11 +236,6 @@ def test_a_backup_of_a_folder(place: Place, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_backup_of_postgresql(postgres_url: str, postgres_server: str, tmp_path: Path) -> None:
-    from sqlalchemy import create_engine, make_url, text
-
-    from jobs.database import make_engine, upgrade
-    from jobs.store import JobStore
-
     if shutil.which("pg_dump") is None:
         pytest.skip("no pg_dump: the backup of PostgreSQL is NOT tested")
     engine = make_engine(postgres_url)
