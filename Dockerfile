@@ -7,7 +7,7 @@ ENV PATH=/venv/bin:$PATH
 WORKDIR /src
 COPY . .
 # The lock's versions, without the tools of development that it also names.
-RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint requirements.lock '.[otel]'
+RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint requirements.lock '.[mlflow,otel,s3]'
 
 FROM python:3.11-slim-bookworm
 RUN useradd --create-home --uid 10001 flattengpt && install --directory --owner flattengpt /data

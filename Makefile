@@ -32,6 +32,9 @@ check: lint audit
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows deploy/github/compress-weekly.yaml
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/flattengpt.yaml
+	$(BIN)/check-jsonschema --schemafile tests/deploy/schemas/keda_scaled_object.yaml deploy/kubernetes/keda.yaml
+	$(BIN)/check-jsonschema --schemafile tests/deploy/schemas/prometheus_rules.yaml deploy/prometheus/alerts.yaml
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check

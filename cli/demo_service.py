@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from cli.client import Client
 from cli.errors import CommandFailed
@@ -19,7 +20,7 @@ _ELSEWHERE = ("FLATTENGPT_DATABASE_URL", "FLATTENGPT_BROKER_URL", "FLATTENGPT_AR
 
 
 @contextmanager
-def embedded_service(data_dir: Path, log_file: Path) -> Iterator[str]:
+def embedded_service(data_dir: Path, log_file: Path, *, auth: Literal["required", "none"] = "none") -> Iterator[str]:
     """The URL of a service on a free loopback port that keeps everything in `data_dir`.
 
     It is stopped at the end of the block, and stops by itself when this process dies.
@@ -36,7 +37,7 @@ def embedded_service(data_dir: Path, log_file: Path) -> Iterator[str]:
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,  # Ctrl-C in the terminal is for the caller, which stops the service in order
-            env=inherited | {"FLATTENGPT_AUTH": "none", "FLATTENGPT_DATA_DIR": str(data_dir.absolute())},
+            env=inherited | {"FLATTENGPT_AUTH": auth, "FLATTENGPT_DATA_DIR": str(data_dir.absolute())},
         )
     try:
         yield _url_when_ready(process, log_file)

@@ -211,6 +211,26 @@ def _hub(settings: Settings) -> str:
     return f"{settings.hf_endpoint} knows HF_TOKEN as {name}"
 
 
+def _mlflow(settings: Settings) -> str:
+    from jobs.errors import MissingExtra, TrackingFailed
+    from worker.mlflow_server import connect
+
+    if not settings.mlflow_tracking_uri.get_secret_value():
+        return "not told of jobs"
+    try:
+        connect(settings).search_experiments(max_results=1)
+    except (MissingExtra, TrackingFailed) as error:
+        raise Wrong(error.message, "Mend it, or unset FLATTENGPT_MLFLOW_TRACKING_URI.", state="warning") from None
+    except Exception as error:  # whose text quotes addresses
+        what = getattr(error, "error_code", None) or type(error).__name__
+        raise Wrong(
+            f"the server does not answer, or refuses ({what})",
+            "Jobs work without it; look at FLATTENGPT_MLFLOW_TRACKING_URI and the user name and password in it.",
+            state="warning",
+        ) from None
+    return f"answers; runs go to the experiment {settings.mlflow_experiment}"
+
+
 def _service(url: str) -> str:
     with Client(url) as client:
         try:
@@ -236,6 +256,7 @@ _LOOKS: dict[str, Callable[[Settings], str]] = {
     "artifacts": _artifacts,
     "models": _models,
     "Hub": _hub,
+    "MLflow": _mlflow,
 }
 _REMEDIES = {
     "libraries": "Install the package anew: pip install flattengpt.",

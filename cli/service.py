@@ -1,4 +1,7 @@
-"""The commands that run the service's parts: serve, worker, sweep, migrate; and doctor, which looks at the setup."""
+"""The commands that run the service's parts: serve, worker, sweep, migrate; and those that look after it.
+
+`doctor` looks at the setup, `track` tells MLflow of a job again.
+"""
 
 import json
 import signal
@@ -93,6 +96,22 @@ def migrate() -> None:
     engine = make_engine(settings.database)
     upgrade(engine)
     out.print(f"{engine.dialect.name}: the schema is up to date")
+
+
+@app.command()
+def track(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: Json = False) -> None:
+    """Tell the MLflow server of a job now: workers do so by themselves, unless the server was away when the job ended.
+
+    Run it where the workers' settings are. Telling it again changes nothing.
+    """
+    settings = _set_up(while_stdin_open=False)
+    from worker.track import track as run
+
+    run_id = run(settings, job_id)
+    if as_json:
+        print_json({"run_id": run_id, "experiment": settings.mlflow_experiment})
+    else:
+        out.print(f"run {run_id} of the experiment {settings.mlflow_experiment}")
 
 
 @app.command()

@@ -141,6 +141,13 @@ class PublishConflict(PublishFailed):
     retryable = False
 
 
+class TrackingFailed(FlattenGPTError):
+    code = "tracking_failed"
+    status = 502
+    title = "The MLflow server could not be told of the job"
+    retryable = True
+
+
 class NotStored(FlattenGPTError):
     code = "not_stored"
     status = 404

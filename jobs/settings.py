@@ -20,7 +20,9 @@ LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidat
 class Settings(BaseSettings):
     """`FLATTENGPT_*` variables, the Hub's own two, and OpenTelemetry's. Times are in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="FLATTENGPT_", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FLATTENGPT_", frozen=True, populate_by_name=True, hide_input_in_errors=True
+    )
 
     data_dir: Path = Field(default=Path(".flattengpt"), description="models, artifacts, logs, embedded database")
     database_url: str = Field(default="", description="SQLAlchemy URL; SQLite in data_dir if empty")
@@ -72,6 +74,11 @@ class Settings(BaseSettings):
     publish_urls: str = Field(
         default="", description="s3:// and file:// URLs below which results may be published, comma-separated"
     )
+
+    mlflow_tracking_uri: SecretStr = Field(
+        default=SecretStr(""), description="MLflow server that workers tell of jobs; none if empty"
+    )
+    mlflow_experiment: str = Field(default="flattengpt", min_length=1, description="experiment that runs belong to")
 
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="for people or for machines; if not set, console on a terminal and else json"

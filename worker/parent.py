@@ -30,10 +30,13 @@ from worker.child_process import ChildProcess, Exit
 from worker.disk_floor import DiskFloor
 from worker.exit_codes import ExitCode
 from worker.heartbeat import Heartbeat
+from worker.mlflow_server import OWN_VARIABLES
 from worker.places import adopt_work, clear_work, jobs_with_work, log_file, old_logs
 from worker.state_store import StateStore
+from worker.tracking import tracked
 
-SECRET_KEYS = "FLATTENGPT_SECRET_KEYS"  # nosec B105  # the variable's name
+NOT_INHERITED = frozenset(("FLATTENGPT_SECRET_KEYS", *OWN_VARIABLES))
+"""What must not be where models are: the keys that open stored secrets, and what opens the MLflow server."""
 
 Command = Callable[[Lease], Sequence[str]]
 
@@ -41,14 +44,14 @@ log = structlog.get_logger()
 
 
 def child_environment(hub_token: SecretStr | None = None) -> dict[str, str]:
-    """What a child inherits: not the keys that open stored secrets, which must not be where models are.
+    """What a child inherits.
 
     Args:
         hub_token: of the job's client, in place of the worker's.
     """
     inherited = tracing.environment() or os.environ
     own = {"HF_TOKEN": hub_token.get_secret_value()} if hub_token else {}
-    return {name: value for name, value in inherited.items() if name != SECRET_KEYS} | own
+    return {name: value for name, value in inherited.items() if name not in NOT_INHERITED} | own
 
 
 def child_command(lease: Lease) -> Sequence[str]:
@@ -106,6 +109,7 @@ class Parent:
                 with (
                     bound_contextvars(job_id=lease.job_id, attempt=lease.attempt),
                     tracing.span("attempt", tracing.of_job(lease), parent=lease.traceparent),
+                    tracked(self._settings, lease),
                 ):
                     self._run(lease)
             self._clear_ended()

@@ -14,12 +14,17 @@ _ADOPTED = "adopted"
 """Names the attempt that an attempt's files on this machine come from."""
 _KEPT = ("state", "result", "download")
 """What the next attempt can use of one that ended: they hold whole files only, or say which are."""
-_LOG = re.compile(r"([0-9A-Z]{26})\.\d+\.log")
+_LOG = re.compile(r"([0-9A-Z]{26})\.\d+(?:\.mlflow)?\.log")
 
 
 def log_file(settings: Settings, lease: Lease) -> Path:
     """What the attempt's child process prints; kept, see `old_logs`."""
     return settings.data_dir.absolute() / "logs" / f"{lease.job_id}.{lease.attempt}.log"
+
+
+def tracking_log_file(settings: Settings, lease: Lease) -> Path:
+    """What the process prints that tells MLflow of the attempt; kept as the other."""
+    return log_file(settings, lease).with_suffix(".mlflow.log")
 
 
 def old_logs(settings: Settings) -> list[tuple[str, Path]]:

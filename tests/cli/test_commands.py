@@ -16,7 +16,7 @@ from tests.receiver import Reply, receiving
 from tests.task_files import CHOICES, task_file
 
 LOCAL = ["compress", "compare", "ladder", "evaluate", "diagnose"]
-SERVICE = ["serve", "worker", "sweep", "migrate", "doctor", "keys"]
+SERVICE = ["serve", "worker", "sweep", "migrate", "doctor", "keys", "track"]
 REMOTE = ["submit", "watch", "list", "show", "cancel", "download", "upload"]
 
 
