@@ -284,6 +284,7 @@ def upload_of(attempt: Attempt, publish: PublishSpec) -> Callable[..., str]:
     """What puts a result where the request says, but for what both ways take."""
     if publish.url is not None:
         return partial(publish_files, place=Place(publish.url, publish_target.root_of(publish.url, attempt.settings)))
+    assert publish.repo_id is not None  # a request names either
     return partial(
         publish_on_hub,
         repo_id=publish.repo_id,
