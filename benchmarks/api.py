@@ -267,6 +267,7 @@ def through_the_service(folder: Path, model: Path) -> dict[str, Any]:
                 env=os.environ | {"FLATTENGPT_DATA_DIR": str(data)},
                 capture_output=True,
                 text=True,
+                start_new_session=True,  # as the service's processes: the kernel may share processors by session
             )
             if done.returncode:
                 raise RuntimeError(f"the command failed: {done.stderr}")
