@@ -12,10 +12,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,26 +21,24 @@ import structlog
 
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
 from flattengpt_core.errors import FlattenGPTError, InvalidRequest, ModelNotFound
-from flattengpt_core.hub import REQUESTS_TOKEN, WORKERS_TOKEN, fetch_model
-from flattengpt_core.licence import licence_of, refuse_name
+from flattengpt_core.hub import REQUESTS_TOKEN, fetch_model
 from flattengpt_core.options import Calibration, Evaluation, Recovery
 from flattengpt_core.progress import Progress
-from jobs import publish_target, tracing
+from jobs import tracing
 from jobs.artifacts import Artifact, ArtifactStore, as_json
 from jobs.database import make_engine
-from jobs.errors import LeaseLost, NotEnoughDisk, PublishConflict
+from jobs.errors import LeaseLost, NotEnoughDisk
 from jobs.logs import configure_logs
-from jobs.records import Event, JobRecord, Lease
+from jobs.records import Lease
 from jobs.settings import Settings
-from jobs.spec import JobSpec, PublishSpec
-from jobs.states import PUBLISHING
+from jobs.spec import JobSpec
 from jobs.store import JobStore
+from worker.attempt import Attempt
 from worker.child_process import die_with_parent
 from worker.exit_codes import ExitCode
-from worker.interruptible import LastStep, interruptibly
+from worker.interruptible import interruptibly
 from worker.places import adopted, download_dir, result_dir, state_dir
-from worker.publish import publish as publish_on_hub
-from worker.publish_files import Place, check_place, publish_files
+from worker.publish_stage import publish_result, refuse_place
 from worker.reporter import Reporter, StopRequested
 from worker.restore import restore
 from worker.room import check_room
@@ -51,23 +46,7 @@ from worker.saved_progress import SavedProgress
 from worker.stage_spans import StageSpans
 from worker.state_store import StateStore
 
-COMMIT_SECONDS = 5
-"""How long a stop waits for the Hub's answer to a commit that is under way."""
-
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What one attempt works with."""
-
-    lease: Lease
-    spec: JobSpec
-    settings: Settings
-    store: JobStore
-    reporter: Reporter
-    job: JobRecord
-    """The job's row as it was when the attempt began."""
 
 
 def main(job_id: str, attempt: int) -> ExitCode:
@@ -225,75 +204,6 @@ def fetch(attempt: Attempt) -> Path:
         # What only this token may read must not be where other jobs find it.
         own = download_dir(attempt.settings, attempt.lease)
         return from_hub(token=token, cache_dir=own, token_name=REQUESTS_TOKEN)
-
-
-def refuse_place(attempt: Attempt, publish: PublishSpec, model: Path) -> None:
-    """Refuse before the work what would be refused after it, as far as it can be told by then.
-
-    Raises:
-        InvalidRequest, PublishConflict, MissingExtra: the result could not be put there.
-    """
-    if publish.repo_id is not None and not publish.private:
-        refuse_name(licence_of(model), publish.repo_id.rpartition("/")[2])
-    if publish.url is not None:
-        place = Place(publish.url, publish_target.root_of(publish.url, attempt.settings))
-        check = partial(check_place, place, job_id=attempt.lease.job_id, overwrite=publish.overwrite)
-        try:
-            interruptibly(check, attempt.reporter.look)
-        except (PublishConflict, StopRequested, LeaseLost):
-            raise
-        except (
-            Exception
-        ) as error:  # each store's client has errors of its own; it may be well by the time of publishing
-            log.warning("the place to publish at cannot be looked at", error=type(error).__name__)
-
-
-def publish_result(attempt: Attempt, result: Path) -> str | None:
-    """Put the result where the request says; None if it says nothing. Raises PublishFailed."""
-    if attempt.spec.publish is None:
-        return None
-    attempt.reporter.stage(PUBLISHING)
-    news: deque[tuple[int, int]] = deque(maxlen=1)
-    commit = LastStep()
-
-    def look() -> None:
-        attempt.reporter.look()
-        if news and attempt.reporter.due:
-            attempt.reporter.step(*news.popleft())
-
-    upload = partial(
-        upload_of(attempt, attempt.spec.publish),
-        result,
-        job_id=attempt.lease.job_id,
-        overwrite=attempt.spec.publish.overwrite,
-        progress=lambda done, total: news.append((done, total)),
-        commit=commit,
-    )
-    patience = min(COMMIT_SECONDS, attempt.settings.stop_grace_seconds / 2)
-    try:
-        return interruptibly(upload, look, last_step=commit, patience_seconds=patience)
-    except StopRequested:
-        if commit.begun:
-            where = attempt.spec.publish.model_dump(include={"repo_id", "url"}, exclude_none=True)
-            unanswered = Event("commit_unanswered", where)
-            attempt.store.record(attempt.lease, events=[unanswered])
-        raise
-
-
-def upload_of(attempt: Attempt, publish: PublishSpec) -> Callable[..., str]:
-    """What puts a result where the request says, but for what both ways take."""
-    if publish.url is not None:
-        return partial(publish_files, place=Place(publish.url, publish_target.root_of(publish.url, attempt.settings)))
-    assert publish.repo_id is not None  # a request names either
-    return partial(
-        publish_on_hub,
-        repo_id=publish.repo_id,
-        private=publish.private,
-        token=attempt.settings.hf_token,
-        token_name=REQUESTS_TOKEN if attempt.job.own_hub_token else WORKERS_TOKEN,
-        endpoint=attempt.settings.hf_endpoint,
-        timeout_seconds=attempt.settings.hub_timeout_seconds,
-    )
 
 
 def _record_failure(store: JobStore, lease: Lease, error: Exception) -> ExitCode:

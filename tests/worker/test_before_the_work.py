@@ -19,9 +19,11 @@ from jobs.store import JobStore
 from tests.hub.state import READ_TOKEN, Hub
 from tests.hub_server import running_hub
 from tests.worker.conftest import SPEC, on_sqlite
+from worker.attempt import Attempt
 from worker.places import clear_work
+from worker.publish_stage import refuse_place
 from worker.reporter import Reporter
-from worker.run import Attempt, fetch, refuse_place
+from worker.run import fetch
 
 pytestmark = on_sqlite
 
