@@ -9,7 +9,6 @@ import structlog
 from flattengpt_core import families
 from flattengpt_core.checkpoint import HubModel, inspect, resolve
 from flattengpt_core.errors import CalibrationNotFound, InvalidRequest, UnsupportedModel
-from flattengpt_core.hub import HubUnreachable, look_up
 from flattengpt_core.local_names import LOCAL
 from flattengpt_core.texts import TEXTS, local_text, refuse_reported_calibration
 from jobs.sealing import Sealer
@@ -43,6 +42,8 @@ def admit(spec: JobSpec, settings: Settings) -> Admission:
     if not isinstance(located, HubModel):
         spec.goal(inspect(located.path).num_layers)
         return Admission(commit=None)
+    from flattengpt_core.hub import HubUnreachable, look_up  # a tenth of the API's start, and for Hub models alone
+
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
     try:
         found = look_up(located.repo_id, revision=spec.revision, token=token, endpoint=settings.hf_endpoint)
