@@ -139,7 +139,7 @@ def _stage_seconds(row: Row[str, str | None, datetime | None, datetime]) -> Coun
 
 
 def _end(session: Session, lease: Lease, target: JobStatus, values: dict[str, Any], data: dict[str, Any]) -> None:
-    ended = {"finished_at": now_plus(), "lease_expires_at": None, "hub_token": None}
+    ended = {"finished_at": now_plus(), "lease_expires_at": None, "hub_token": None}  # nosec B105  # a column
     _move(session, lease, target, ended | values, data)
 
 

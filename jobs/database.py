@@ -2,15 +2,16 @@
 
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import stamina
-from alembic import command
-from alembic.config import Config
 from psycopg.errors import IdleInTransactionSessionTimeout
 from sqlalchemy import Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 _POSTGRESQL = {
     "connect_timeout": 10,
@@ -75,8 +76,10 @@ def sessions(engine: Engine) -> tuple[sessionmaker[Session], sessionmaker[Sessio
     return sessionmaker(engine, expire_on_commit=False), sessionmaker(reader(engine), expire_on_commit=False)
 
 
-def alembic_config(engine: Engine) -> Config:
+def alembic_config(engine: Engine) -> "Config":
     """Alembic's configuration for this database; the migrations are found beside the code."""
+    from alembic.config import Config  # takes a tenth of a second, and most processes migrate nothing
+
     config = Config()
     config.set_main_option("script_location", "migrations:")
     config.attributes["engine"] = engine
@@ -85,6 +88,8 @@ def alembic_config(engine: Engine) -> Config:
 
 def upgrade(engine: Engine) -> None:
     """Bring the schema to the newest version; safe when several processes start at once."""
+    from alembic import command
+
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SET LOCAL lock_timeout = 0"))  # another one's migration may take minutes

@@ -33,7 +33,7 @@ class Base(DeclarativeBase):
 
 
 _HAS_ARTIFACTS = text("artifacts IS NOT NULL")
-_NO_TOKEN_AT_THE_END = "hub_token IS NULL OR status IN ('queued', 'running', 'cancelling')"
+_NO_TOKEN_AT_THE_END = "hub_token IS NULL OR status IN ('queued', 'running', 'cancelling')"  # nosec B105  # a condition
 
 
 class Job(Base):
