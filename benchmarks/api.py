@@ -154,8 +154,9 @@ def fill(engine: Engine, owner: str) -> None:
     counts = {"jobs": JOBS, "events": EVENTS // JOBS}
     with engine.begin() as connection:
         connection.execute(
-            text(  # nosec B608  # of column names alone
-                f"INSERT INTO job ({', '.join(columns)}) SELECT {selected} FROM job, generate_series(1, :jobs) AS n"
+            text(
+                f"INSERT INTO job ({', '.join(columns)}) "  # nosec B608  # of column names alone
+                f"SELECT {selected} FROM job, generate_series(1, :jobs) AS n"
             ),
             counts,
         )
