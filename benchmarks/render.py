@@ -62,9 +62,20 @@ def quality(found: dict[str, Any]) -> str:
         f"{found['model']}, {found['split']} split: {tokens}, windows of {evaluation['sequence_length']}. Accuracy: "
         "mean of PIQA, WinoGrande, HellaSwag, ARC-e and ARC-c over the first "
         f"{evaluation['task_items']} items of each, with its standard error; kept: its share of the dense model's. "
-        f"Calibration for all rows{_but_sleb(found)}: windows of {calibration['sequence_length']} tokens, {shares}.",
+        f"Calibration for all rows{_but_sleb(found)}: windows of {calibration['sequence_length']} tokens, {shares}."
+        f"{_what_unpruned_is(found)}",
     ]
     return "\n".join(lines)
+
+
+def _what_unpruned_is(found: dict[str, Any]) -> str:
+    """In words, where it has a row: its figure is not that of a method."""
+    if not any(row["method"] == "flattengpt-unpruned" for row in found["rows"]):
+        return ""
+    return (
+        " flattengpt-unpruned: flattengpt's groups laid side by side at their full width, before anything is pruned or "
+        "fitted ([why it is so far off](docs/research.md#flattening-and-pruning-apart))."
+    )
 
 
 def _but_sleb(found: dict[str, Any]) -> str:
