@@ -55,8 +55,8 @@ FIGURES = ("start", "show", "pages", "submit", "job")
 SPEC: dict[str, Any] = {
     "model": "local:tiny",
     "layers": 4,
-    "calibration": {"dataset": "python-docs"},
-    "evaluation": {"perplexity": ["python-docs"]},
+    "calibration": {"dataset": "python-docs", "samples": 8, "sequence_length": 64},
+    "evaluation": {"perplexity": ["python-docs"], "sequence_length": 64, "windows": 4, "benchmark": False},
 }
 RESULT: dict[str, Any] = {
     "model": {
