@@ -55,8 +55,8 @@ FIGURES = ("start", "show", "pages", "submit", "job")
 SPEC: dict[str, Any] = {
     "model": "local:tiny",
     "layers": 4,
-    "calibration": {"dataset": "python-docs"},
-    "evaluation": {"perplexity": ["python-docs"]},
+    "calibration": {"dataset": "python-docs", "samples": 8, "sequence_length": 64},
+    "evaluation": {"perplexity": ["python-docs"], "sequence_length": 64, "windows": 4, "benchmark": False},
 }
 RESULT: dict[str, Any] = {
     "model": {
@@ -371,7 +371,7 @@ def main() -> None:
     if wrk is None:
         raise SystemExit("wrk is not installed: apt-get install wrk, or see https://github.com/wg/wrk")
     found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    found |= {"jobs": JOBS, "events": EVENTS, "processors": os.cpu_count()}
+    found |= {"jobs": JOBS, "events": EVENTS, "processors": os.cpu_count(), "load_average": os.getloadavg()[0]}
     with TemporaryDirectory(prefix="flattengpt-api-") as folder:
         for name, figure in measure(arguments.only, Path(folder), wrk):
             found[name] = figure

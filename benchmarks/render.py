@@ -150,7 +150,8 @@ def api(found: dict[str, Any]) -> str:
         bars(found),
         "",
         f"{found['jobs']:,} jobs and {found['events']:,} events in PostgreSQL, which shares {found['processors']} "
-        f"processors with the API (one process) and the load. Medians of {len(show['per_second'])} turns: the plain "
+        f"processors with the API (one process) and the load, and with whatever else made up the load average of "
+        f"{found['load_average']:.1f} when it began. Medians of {len(show['per_second'])} turns: the plain "
         f"route {plain:.0f} requests/s, `GET /jobs/{{id}}` {ours:.0f}, both from {show['clients']} clients; "
         f"`POST /jobs` {middle['per_second']}, p50 {middle['p50_ms']} ms, p99 {middle['p99_ms']} ms.",
     ]
