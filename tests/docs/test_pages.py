@@ -41,6 +41,8 @@ NOT_RUN = {
     r"docker compose .*": "there is no container engine; `make check` validates docker-compose.yml by its schema",
     r"kubectl .*": "there is no cluster; `make check` validates deploy/kubernetes by its schemas",
     r"flattengpt serve .*": "it is what all the pages run against",
+    r"flattengpt worker( --queues .*)?": "it runs until it is stopped; tests/worker/test_queues.py starts both",
+    r"export FLATTENGPT_QUEUES=.*": "a setting of services, not of their clients",
     r"export (POSTGRES_PASSWORD|AWS_ACCESS_KEY_ID|FLATTENGPT_ARTIFACTS_URL)=.*": "values for servers of the reader's",
     r"export FLATTENGPT_MLFLOW_.*": "tests/worker/test_mlflow.py runs with a server of its own",
     r"pip install .*": "it would change the environment of the tests",
@@ -51,9 +53,13 @@ NOT_RUN = {
     r"flattengpt track .*": "tests/worker/test_mlflow.py runs it with a server",
     r"pg_(dump|restore) .*": "test_a_backup_of_postgresql runs it",
     r"(tar|curl) .*my-model\.(tar\.gz|gguf).*": "tests/api/test_models.py uploads both",
+    r"openapi-python-client generate .*": "tests/e2e/test_generated_client.py runs it",
     r"flattengpt migrate": "the service has the data folder; tests/e2e/test_journey.py runs it on PostgreSQL",
     r".*FLATTENGPT_DATA_DIR=restored.*": "test_a_backup_of_a_folder runs it on a copy of its own",
 }
+
+GENERATED = "from flattengpt_client"
+"""How Python begins that needs a generated client; tests/e2e/test_generated_client.py has one."""
 
 SECONDS = 300
 """For one block, on a machine that has much else to do."""
@@ -109,7 +115,7 @@ class Reader:
         match block.language:
             case "console":
                 self._shell(block)
-            case "python":
+            case "python" if not block.text.startswith(GENERATED):
                 exec(compile(as_here(block.text, self._place), str(block), "exec"), self._names)
 
     def _shell(self, block: Block) -> None:
