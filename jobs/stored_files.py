@@ -5,6 +5,7 @@ import os
 import posixpath
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -92,14 +93,16 @@ class StoredFiles:
         self.remove(source)
 
     def remove(self, name: str) -> None:
-        """Remove the file, or all below it, as far as the store lets it; nothing if there is none."""
+        """Remove all files below `name`, as far as the store lets it; nothing if there is none."""
         if self._is_local:
-            path = Path(self._path(name))
-            shutil.rmtree(path, ignore_errors=True)
-            if path.is_file():
-                path.unlink(missing_ok=True)
+            shutil.rmtree(self._path(name), ignore_errors=True)
         elif self.exists(name):
             self._system.rm(self._path(name), recursive=True)
+
+    def remove_file(self, name: str) -> None:
+        """Remove one file; nothing if there is none."""
+        with suppress(FileNotFoundError):
+            self._system.rm_file(self._path(name))
 
     def ping(self) -> None:
         """Make sure the store can be written to; raises OSError if not."""

@@ -64,7 +64,7 @@ class StateStore:
         gone = {entry.number for entry in self._kept.values()} - {entry.number for entry in kept.values()}
         self._kept = kept
         for number in gone:
-            self._files.remove(f"{own}/{number}")
+            self._files.remove_file(f"{own}/{number}")
         for attempt in self._attempts(lease.job_id):
             if attempt < lease.attempt:
                 self._files.remove(_place(lease.job_id, attempt))

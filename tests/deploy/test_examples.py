@@ -46,8 +46,17 @@ def queries() -> list[str]:
 def exported() -> dict[str, set[str]]:
     """The names of all samples that `GET /metrics` has, and the labels of each."""
     histogram = Histogram({1.0: 1.0, float("inf"): 1.0}, 1.0)
-    overview = Overview(dict.fromkeys(JobStatus, 0), 0, 0, dict.fromkeys(ENDS, 0.0), {"loading": histogram}, histogram)
-    samples = [sample for metric in _Collected(overview).collect() for sample in metric.samples]
+    overview = Overview(
+        jobs=dict.fromkeys(JobStatus, 0),
+        queue_age_seconds={},
+        unserved={},
+        workers={},
+        attempts_started=0,
+        attempts_ended=dict.fromkeys(ENDS, 0.0),
+        stage_seconds={"loading": histogram},
+        peak_memory_bytes=histogram,
+    )
+    samples = [sample for metric in _Collected(overview, ["default"]).collect() for sample in metric.samples]
     return {sample.name: set(sample.labels) for sample in samples}
 
 

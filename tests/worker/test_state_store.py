@@ -83,7 +83,7 @@ def test_what_is_damaged_is_not_used(url: str, damage: str, tmp_path: Path) -> N
     if damage == "changed":
         store._files.put_bytes(b"something else", f"{JOB}/1/1")
     else:
-        store._files.remove(f"{JOB}/1/{'1' if damage == 'missing' else 'index.json'}")
+        store._files.remove_file(f"{JOB}/1/{'1' if damage == 'missing' else 'index.json'}")
     there = state(tmp_path / "there", {"own": b"state"})
     assert StateStore(url).restore(attempt(2), there, after=0) is None
     assert held(there) == {"own": b"state"}

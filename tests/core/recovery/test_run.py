@@ -174,7 +174,7 @@ def test_a_result_that_is_worse_is_not_kept(tmp_path: Path) -> None:
 @METHODS
 def test_a_run_that_diverges_ends_and_is_told_in_json(tmp_path: Path, options: Recovery) -> None:
     told = Recorder()
-    folder = prepared(tmp_path, dataclasses.replace(options, steps=40, learning_rate=1e12))
+    folder = prepared(tmp_path, dataclasses.replace(options, steps=40, learning_rate=1e30))
     result = recover(folder, told)
     assert not result.kept
     assert result.loss_after is None
