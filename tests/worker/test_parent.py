@@ -359,7 +359,7 @@ def test_an_attempt_finds_what_the_last_one_finished_and_the_end_clears_it(
     assert list(work.iterdir()) == []
     logs = sorted((settings.data_dir / "logs").iterdir())
     assert [log.name for log in logs] == [f"{queued}.{attempt}.log" for attempt in (1, 2, 3)]
-    assert [log.read_text() for log in logs] == ["\n", "1 state\n", "1 2 state\n"]
+    assert [log.read_text() for log in logs] == ["\n", "1 adopted state\n", "1 2 adopted state\n"]
 
 
 @on_sqlite
@@ -368,7 +368,7 @@ def test_an_attempt_finds_the_result_of_the_last_one(
 ) -> None:
     workers(stand_in(RESULT.format(work=str(settings.data_dir / "work"))), max_attempts=2).run(queued)
     logs = sorted((settings.data_dir / "logs").iterdir())
-    assert [log.read_text() for log in logs] == ["\n", "1 result\n"]
+    assert [log.read_text() for log in logs] == ["\n", "1 adopted result\n"]
 
 
 @on_sqlite
