@@ -28,6 +28,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from benchmarks.api_server import PLAIN
+from benchmarks.claims import Claim
 from cli.client import Client
 from cli.demo import REQUEST as DEMO
 from cli.demo_model import ensure_demo_model
@@ -81,16 +82,6 @@ class Load:
     per_second: float
     p50_ms: float
     p99_ms: float
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A figure and the bound it must keep."""
-
-    what: str
-    value: float
-    bound: str
-    holds: bool
 
 
 @dataclass(frozen=True)

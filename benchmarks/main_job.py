@@ -12,7 +12,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.claims import Claim
 from benchmarks.texts import CALIBRATION_LENGTH, REPORTED_LENGTH, REPORTED_WINDOWS, Texts
 from cli.demo_model import NAME, ensure_demo_model
 from flattengpt_core.compress import compress_layers
@@ -42,16 +42,6 @@ TIMING_REPEATS, SPEED_REPEATS = 3, 11
 METHODS = ("shortgpt", "flattengpt-paper", "flattengpt")
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A figure and the bound it must keep."""
-
-    what: str
-    value: float
-    bound: str
-    holds: bool
 
 
 def main() -> None:
