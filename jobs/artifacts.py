@@ -5,6 +5,7 @@ folders, so there the files appear one after another, and the list of them in th
 last, is what says that all are there. Knows nothing of the database.
 """
 
+import hashlib
 import posixpath
 import shutil
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from flattengpt_core.manifest import sha256
 from jobs.errors import ArtifactNotFound
 from jobs.stored_files import StoredFiles, copy
 
@@ -121,9 +121,14 @@ def is_whole(folder: Path, artifacts: Sequence[Artifact]) -> bool:
     if found.keys() != {artifact.path for artifact in artifacts}:
         return False
     return all(
-        found[artifact.path].stat().st_size == artifact.size and sha256(found[artifact.path]) == artifact.sha256
+        found[artifact.path].stat().st_size == artifact.size and _sha256(found[artifact.path]) == artifact.sha256
         for artifact in artifacts
     )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def as_json(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
