@@ -62,7 +62,7 @@ def load(
     kill_seconds: float | None,
     rng: random.Random,
 ) -> tuple[list[str], Load]:
-    """Have `clients` clients submit `jobs` jobs in all and poll each until it ends; the ids, and how long it took.
+    """Have `clients` clients submit `jobs` jobs in all and wait for each by polls; the ids, and how long it took.
 
     Args:
         kill_seconds: how often a worker is killed with all it started, and started again; None for never.
@@ -95,13 +95,12 @@ def load(
 
 
 def _use(service: Spread, request: Mapping[str, Any], jobs: int, times: _Times) -> list[str]:
-    """What one client does; the ids of its jobs, all of them ended."""
+    """What one client does: submit its jobs, then wait for each in turn; their ids, all of them ended."""
     with service.client() as client:
         ids = [_timed(times.submit, _submission(client, request)) for _ in range(jobs)]
-        waiting = list(ids)
-        while waiting:
-            time.sleep(POLL_SECONDS)
-            waiting = [job_id for job_id in waiting if not _timed(times.poll, partial(client.get, job_id)).ended]
+        for job_id in ids:
+            while not _timed(times.poll, partial(client.get, job_id)).ended:
+                time.sleep(POLL_SECONDS)
     return ids
 
 
