@@ -26,8 +26,10 @@ class Unfinished:
         asked = json.dumps(request, sort_keys=True)
         if not _says(folder / _REQUEST, asked):
             shutil.rmtree(folder, ignore_errors=True)
-            self._entries.mkdir(parents=True)
+            folder.mkdir(parents=True)
             (folder / _REQUEST).write_text(asked, encoding="utf-8")
+        # A folder that came from elsewhere, file by file, has none before the first entry.
+        self._entries.mkdir(exist_ok=True)
 
     def get(self, key: str) -> Any:
         """The entry called `key`, None if it is not finished."""

@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,15 @@ def run(
         base_model="tiny",
         work=work,
     )
+
+
+def test_what_trains_comes_in_for_a_job_that_trains() -> None:
+    code = (
+        "import sys, flattengpt_core.pipeline\n"
+        "print(*sorted({'peft', 'datasets', 'lm_eval', 'matplotlib', 'transformers.trainer'} & {*sys.modules}), 'end')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "end\n"
 
 
 def test_the_folder_holds_what_was_done(tmp_path: Path) -> None:
@@ -198,6 +210,20 @@ def test_a_run_stopped_while_it_evaluates_measures_only_what_is_left(
     assert measured[5:] == ["ask", "ask"]
     assert metrics["compressed"] == expected["compressed"]
     assert metrics["dense"] == expected["dense"]
+
+
+def test_a_run_goes_on_in_the_files_of_its_work_folder(tmp_path: Path) -> None:
+    """As a store of objects gives them back: it keeps no empty folders."""
+    work, files = tmp_path / "work", tmp_path / "files"
+    with pytest.raises(Stopped):
+        run(tmp_path, tmp_path / "out", work=work, progress=Recorder(stop_in=("evaluating", 4)))
+    shutil.copytree(work, files)
+    empty = [folder for folder in files.rglob("*") if folder.is_dir() and not any(folder.iterdir())]
+    assert empty
+    for folder in empty:
+        folder.rmdir()
+    run(tmp_path, tmp_path / "out", work=files)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_what_was_measured_on_another_text_is_measured_anew(tmp_path: Path) -> None:
