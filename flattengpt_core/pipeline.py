@@ -36,7 +36,6 @@ from flattengpt_core.recovery.curve import draw_curve
 from flattengpt_core.recovery.folder import Recovered, Task
 from flattengpt_core.recovery.launch import recover_launched
 from flattengpt_core.recovery.precision import refuse_emulated
-from flattengpt_core.recovery.run import recover, trained_weights
 from flattengpt_core.tasks import load_tasks
 from flattengpt_core.texts import refuse_reported_calibration
 from flattengpt_core.work import WorkFolder, identity
@@ -259,6 +258,8 @@ def _recover(
     state: WorkFolder, task: Task, windows: Tensor, progress: Progress, accelerate_config: Path | None
 ) -> Recovered:
     """Train the compressed checkpoint, in this process or in those that accelerate's config asks for."""
+    from flattengpt_core.recovery.run import recover  # the trainer's libraries take seconds, which most jobs save
+
     state.recovery.prepare(task, windows)
     if accelerate_config is None:
         return recover(state.recovery, progress)
@@ -282,7 +283,11 @@ def _result(state: WorkFolder, folder: Path, recovered: Recovered | None, *, kee
     Args:
         keep: whether the state is needed again.
     """
-    trained = trained_weights(state.recovery) if recovered and recovered.kept else None
+    trained = None
+    if recovered and recovered.kept:
+        from flattengpt_core.recovery.run import trained_weights
+
+        trained = trained_weights(state.recovery)
     if keep:
         shutil.copytree(state.compressed, folder, copy_function=_weights_linked)
     else:
