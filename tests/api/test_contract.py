@@ -62,6 +62,7 @@ def url(settings: Settings, key: str) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # which takes fewer texts than SQLite
 def test_no_answer_that_is_not_in_the_document(url: str, key: str, store: JobStore, tmp_path: Path) -> None:
     command = [Path(sys.executable).with_name("schemathesis"), "--config-file", CONFIG, "run", f"{url}/openapi.json"]

@@ -96,6 +96,7 @@ def test_asks_for_keys_unless_told_otherwise(tmp_path: Path) -> None:
         service.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "SIGKILL", "stdin"])
 def test_leaves_no_process_behind_in_mid_job(service: Service, end: str) -> None:
     wait_until(service.workers, what="the worker's start")

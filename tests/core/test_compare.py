@@ -81,6 +81,7 @@ def test_the_table(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_calibrations_are_compared_with_each_other(tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("".join(f"{n * n} pages of prose, and then {n} more. " for n in range(400)))

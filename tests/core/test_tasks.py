@@ -97,6 +97,7 @@ def tried(*names: str, **environment: str) -> list[str]:
     return said.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_names_with_the_hub(tmp_path: Path) -> None:
     rows = [{"goal": f"open jar {n}", "sol1": "twist the lid", "sol2": "eat the lid", "label": 0} for n in range(5)]
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -156,6 +156,7 @@ class Reader:
         return dict(entry.split("=", 1) for entry in show.split("\0") if "=" in entry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_a_page_does_what_it_says(page: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FLATTENGPT_URL", "FLATTENGPT_API_KEY"):

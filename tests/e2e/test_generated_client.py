@@ -18,6 +18,8 @@ from safetensors.torch import load
 from cli.demo_service import embedded_service
 from tests.tiny_models import tiny_checkpoint
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path("docs/openapi-python-client.yaml")
 PACKAGE = "flattengpt_client"
 UPLOADS = {"PUT /models/{name}", "PUT /datasets/{name}"}

@@ -17,6 +17,8 @@ from tests.hub_server import running_hub
 from tests.processes import wait_until
 from tests.tiny_models import tiny_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TARGET = "acme/tiny-flat4"
 REQUEST: dict[str, Any] = {
     "model": "acme/tiny",

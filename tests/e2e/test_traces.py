@@ -24,6 +24,7 @@ REQUEST: dict[str, Any] = {
 STAGES = ["loading", "calibrating", "compressing", "evaluating", "publishing"]
 
 
+@pytest.mark.slow
 def test_a_job_is_one_trace_and_its_lines_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_checkpoint(tmp_path / "models" / "tiny")
     log = tmp_path / "service.log"

@@ -121,6 +121,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_real_run(tmp_path: Path) -> None:
     """Wide in channels and vocabulary, so that both stages take much more than torch itself."""
     model = tiny_checkpoint(

@@ -108,6 +108,7 @@ def succeeded(store: JobStore, settings: Settings, lease: Lease, folder: Path) -
     store.succeed(lease)
 
 
+@pytest.mark.slow
 def test_a_real_job_with_recovery(
     store: JobStore, settings: Settings, mlflow: MlflowClient, tiny: Path, workers: Workers
 ) -> None:

@@ -371,6 +371,7 @@ def celery_workers(count: int, log: Path) -> Iterator[list[subprocess.Popen[byte
             process.wait()
 
 
+@pytest.mark.slow
 @on_postgresql
 def test_a_killed_worker_loses_its_lease_and_another_finishes_the_job(
     store: JobStore, settings: Settings, queued: str, tmp_path: Path
