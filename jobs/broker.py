@@ -59,7 +59,7 @@ class CeleryAnnouncer:
     def ping(self) -> None:
         """Connect to the broker; raises what its client raises if it does not answer."""
         with self._app.connection_for_write(connect_timeout=2) as connection:
-            connection.ensure_connection(max_retries=1, timeout=2)
+            connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=2)
 
 
 def broker_queue(queue: str) -> str:
@@ -108,7 +108,7 @@ def make_celery(settings: Settings) -> Celery:
 
 def _transport_options(settings: Settings) -> dict[str, Any]:
     if not settings.embedded:
-        return {"socket_connect_timeout": 2, "socket_timeout": 30, "max_retries": 1}
+        return {"socket_connect_timeout": 2, "socket_timeout": 30, "max_retries": 1, "interval_start": 0.2}
     folder = settings.data_dir.absolute() / "broker"
     messages, control = _made(folder / "messages"), _made(folder / "control")
     return {

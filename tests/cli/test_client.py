@@ -259,6 +259,7 @@ def test_an_artifact_must_stay_in_its_folder(client: Client, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_events_survive_a_killed_service(data_dir: Path, tmp_path: Path) -> None:
     """The stream goes on where it broke, without a gap and without a repeat."""
     (tmp_path / "models").symlink_to(data_dir / "models")

@@ -161,6 +161,7 @@ def test_submit_knows_no_task_files(url: str) -> None:
     assert (done.exit_code, "evaluation.tasks.0" in done.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_compare_writes_a_page_and_its_numbers(data_dir: Path, tmp_path: Path) -> None:
     options = ["--layers", "4", "--samples", "8", "--sequence-length", "64", "--window", "64", "--limit", "4"]
     out = tmp_path / "report"

@@ -117,6 +117,7 @@ def test_leaves_no_process_behind_in_mid_job(service: Service, end: str) -> None
     assert code == (-signal.SIGKILL if end == "SIGKILL" else 0)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again_and_works(service: Service) -> None:
     wait_until(service.workers, what="the worker's start")
     [worker] = service.workers()

@@ -47,6 +47,7 @@ def run(tmp_path: Path, out: Path, **changes: Any) -> dict[str, Any]:
     return compare(source, out, **(settings | changes))
 
 
+@pytest.mark.slow
 def test_the_table(tmp_path: Path) -> None:
     found = run(tmp_path, tmp_path / "out")
     assert found == json.loads((tmp_path / "out" / "compare.json").read_text())

@@ -223,6 +223,7 @@ def test_the_guide_has_every_call(tmp_path: Path) -> None:
     assert {call for call in calls if call not in text} == set()
 
 
+@pytest.mark.slow
 def test_a_backup_of_a_folder(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What docs/operations.md backs up, while the service runs, is a service again where it is restored."""
     monkeypatch.chdir(tmp_path)
@@ -240,6 +241,7 @@ def test_a_backup_of_a_folder(place: Place, tmp_path: Path, monkeypatch: pytest.
     assert json.loads((tmp_path / "result" / "config.json").read_text())["num_hidden_layers"] == 4
 
 
+@pytest.mark.slow
 def test_a_backup_of_postgresql(postgres_url: str, postgres_server: str, tmp_path: Path) -> None:
     if shutil.which("pg_dump") is None:
         pytest.skip("no pg_dump: the backup of PostgreSQL is NOT tested")

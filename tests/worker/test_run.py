@@ -297,6 +297,7 @@ def test_cancel_is_honoured_within_one_layer(store: JobStore, settings: Settings
     assert not (settings.data_dir / "artifacts").exists()
 
 
+@pytest.mark.slow
 @on_sqlite
 def test_a_killed_child_costs_an_attempt_and_not_the_job(
     store: JobStore, settings: Settings, engine: Engine, queued: str, workers: Workers
@@ -313,6 +314,7 @@ def test_a_killed_child_costs_an_attempt_and_not_the_job(
     assert "killed by SIGKILL" in died["reason"]
 
 
+@pytest.mark.slow
 @on_sqlite
 def test_a_worker_on_another_host_goes_on(
     store: JobStore,
