@@ -39,7 +39,7 @@ def serve(
     stop with it. With it this is the API alone. The first line on standard output is the address.
     """
     # What the server's libraries make, which no other command needs, is there to stay. The collector went through it
-    # again and again while it grew, for a fifth of the time to the first answer (measured); now it never does.
+    # again and again while it grew, for 15 % of the time to the first answer (measured); now it never does.
     gc.disable()
     from cli.serve import serve as run
 

@@ -258,10 +258,10 @@ def _recover(
     state: WorkFolder, task: Task, windows: Tensor, progress: Progress, accelerate_config: Path | None
 ) -> Recovered:
     """Train the compressed checkpoint, in this process or in those that accelerate's config asks for."""
-    from flattengpt_core.recovery.run import recover  # the trainer's libraries take seconds, which most jobs save
-
     state.recovery.prepare(task, windows)
     if accelerate_config is None:
+        from flattengpt_core.recovery.run import recover  # the trainer's libraries take a second that most jobs save
+
         return recover(state.recovery, progress)
     return recover_launched(state.recovery, progress, accelerate_config)
 

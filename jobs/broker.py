@@ -18,6 +18,9 @@ TASK = "worker.compress"
 PREFIX = "flattengpt"
 """The broker's queue of those jobs that ask for none, and with a dot before the names of the others."""
 
+_AGAIN_SECONDS = 0.2
+"""How soon a broker that refuses is asked once more; Kombu would let a submit wait for 2 seconds."""
+
 log = structlog.get_logger()
 
 
@@ -59,7 +62,7 @@ class CeleryAnnouncer:
     def ping(self) -> None:
         """Connect to the broker; raises what its client raises if it does not answer."""
         with self._app.connection_for_write(connect_timeout=2) as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=2)
+            connection.ensure_connection(max_retries=1, interval_start=_AGAIN_SECONDS, timeout=2)
 
 
 def broker_queue(queue: str) -> str:
@@ -108,7 +111,7 @@ def make_celery(settings: Settings) -> Celery:
 
 def _transport_options(settings: Settings) -> dict[str, Any]:
     if not settings.embedded:
-        return {"socket_connect_timeout": 2, "socket_timeout": 30, "max_retries": 1, "interval_start": 0.2}
+        return {"socket_connect_timeout": 2, "socket_timeout": 30, "max_retries": 1, "interval_start": _AGAIN_SECONDS}
     folder = settings.data_dir.absolute() / "broker"
     messages, control = _made(folder / "messages"), _made(folder / "control")
     return {
