@@ -7,9 +7,9 @@ goes from the top layers down; a collapse stands if the mean cosine between the 
 and after, is above a threshold, else the pointer moves down by one.
 
 The paper sets threshold, size and interval by hand for each model and lets the number of layers follow. Here the
-number is given, so size and interval are fixed and the threshold goes down `THRESHOLDS` until a sweep from the dense
-model gets there; the last collapse takes fewer layers where it would go past the target. A collapse of one layer
-(m = 1) is `theta_{l+1}`: layer l is removed.
+number is given, so the interval is fixed and the threshold goes down `THRESHOLDS` until a sweep from the dense model
+gets there, with one of the sizes in `COMBINED`; the last collapse takes fewer layers where it would go past the
+target. A collapse of one layer (m = 1) is `theta_{l+1}`: layer l is removed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,11 +31,12 @@ from flattengpt_core.similarity import hidden_states, layer_runs
 THRESHOLDS = tuple(percent / 100 for percent in range(95, -1, -5))
 """Mean cosines that a collapse must exceed, tried in turn; below 0 the output has nothing of the dense model's left."""
 
-COMBINED = 4
-"""Layers that one collapse makes one of: a layer and up to three after it.
+COMBINED = (4, 3, 2)
+"""Layers that one collapse makes one of, tried in turn at each threshold, so that the method has the size which suits
+the model best by its own measure.
 
-With 2 no weights would ever mix, only layers go; so a model may do better with 2 and yet not by what LaCo is. On
-the demo model (30 layers to 24) 2 gets there at a threshold of 0.8, 3 at 0.05, 4 at 0.
+With 2 no weights mix, only layers go. The demo model (30 layers to 24) takes 2, at a threshold of 0.8; with 4 it
+gets there at 0 only, and its perplexity is 6e9.
 """
 
 INTERVAL = 2
@@ -91,6 +92,7 @@ def sweep(
     threshold: float,
     similarity: Callable[[Model], float],
     *,
+    combined: int,
     kind: Callable[[int], str],
     on_pointer: Callable[[int], object] = lambda at: None,
 ) -> Model:
@@ -98,19 +100,20 @@ def sweep(
 
     Args:
         similarity: of a model to the dense one.
+        combined: layers that one collapse makes one of.
         kind: of a source layer; layers of different kinds never collapse into one another.
         on_pointer: told of each position before it is tried; may raise to stop.
     """
     model = tuple(Run(index, (1,)) for index in range(num_layers))
-    at = max(0, num_layers - COMBINED)
+    at = max(0, num_layers - combined)
     while at >= 0 and len(model) > layers:
         on_pointer(at)
-        alike = _alike(model[at : at + COMBINED], kind)
+        alike = _alike(model[at : at + combined], kind)
         end = at + min(alike, 1 + len(model) - layers)
         candidate = (*model[:at], collapsed(model[at:end]), *model[end:])
         if end > at + 1 and similarity(candidate) > threshold:
             model = candidate
-            at = min(at - INTERVAL, max(0, len(model) - COMBINED))
+            at = min(at - INTERVAL, max(0, len(model) - combined))
         else:
             at -= 1
     return model
@@ -170,14 +173,16 @@ def compress(
 ) -> Compressed:
     """Collapse to exactly `layers` layers with the highest threshold that allows it; see `compress.Compressor`.
 
-    Progress counts the positions of the pointer, in the sweeps of all thresholds.
+    Of the sizes that allow it at this threshold, the greatest is taken. Progress counts the positions of the pointer,
+    in the sweeps of all thresholds and sizes.
 
     Raises:
         InvalidTarget: no threshold leads to so few layers.
     """
     num_layers = source.info.num_layers
     before = done = 0
-    total = num_layers * len(THRESHOLDS)
+    tries = [(threshold, combined) for threshold in THRESHOLDS for combined in COMBINED]
+    total = num_layers * len(tries)
 
     def tell() -> None:
         progress.step(done, total)
@@ -189,9 +194,11 @@ def compress(
 
     similarity = OutputSimilarity(source, subsample(folds, COMPARED_TOKENS), device=device, on_layer=tell)
     fewest = num_layers
-    for position, threshold in enumerate(THRESHOLDS):
+    for position, (threshold, combined) in enumerate(tries):
         before = position * num_layers
-        model = sweep(num_layers, layers, threshold, similarity, kind=similarity.kind, on_pointer=move)
+        model = sweep(
+            num_layers, layers, threshold, similarity, combined=combined, kind=similarity.kind, on_pointer=move
+        )
         fewest = min(fewest, len(model))
         if len(model) == layers:
             break

@@ -1,6 +1,7 @@
 """LaCo's collapsed weights are the paper's formula, and its choices those of stock models."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,14 @@ def by_brute_force(source: Checkpoint, layers: int) -> tuple[Layers, float]:
     dense: Layers = [(index, source.layer(index)) for index in range(source.info.num_layers)]
     stock = load_model(source.folder, device=CPU, dtype=torch.float32)
     reference = final_hidden(stock, dense)
-    for percent in range(95, -1, -5):
-        model, at = dense, len(dense) - 4
+    for percent, size in itertools.product(range(95, -1, -5), (4, 3, 2)):
+        model, at = dense, len(dense) - size
         while at >= 0 and len(model) > layers:
-            count = min(4, len(model) - at, len(model) - layers + 1)
+            count = min(size, len(model) - at, len(model) - layers + 1)
             candidate = [*model[:at], (model[at][0], merged(model[at : at + count])), *model[at + count :]]
             cosine = torch.cosine_similarity(final_hidden(stock, candidate), reference, dim=-1).mean()
             if cosine > percent / 100:
-                model, at = candidate, min(at - 2, max(0, len(candidate) - 4))
+                model, at = candidate, min(at - 2, max(0, len(candidate) - size))
             else:
                 at -= 1
         if len(model) == layers:
@@ -85,8 +86,8 @@ def by_brute_force(source: Checkpoint, layers: int) -> tuple[Layers, float]:
 
 
 def test_three_layers_collapse_by_the_formula_and_not_telescoped(tmp_path: Path) -> None:
-    source = Checkpoint(tiny_checkpoint(tmp_path / "dense", "qwen2"))
-    done = compress(source, tmp_path, 4)
+    source = Checkpoint(tiny_checkpoint(tmp_path / "dense", "qwen2", seed=1))
+    done = compress(source, tmp_path, 3)
     position, (lowest, middle, highest) = next((at, group) for at, group in enumerate(done.groups) if len(group) == 3)
     result = Checkpoint(tmp_path / "out").layer(position)
     one, two, three = source.layer(lowest), source.layer(middle), source.layer(highest)
@@ -153,14 +154,14 @@ def test_sweep_goes_down_and_stops_at_the_target() -> None:
     def similarity(model: Model) -> float:
         return 0.0 if (6, 7, 8, 9) in runs(model) else 1.0
 
-    model = laco.sweep(10, 5, 0.5, similarity, kind=lambda index: "all", on_pointer=visited.append)
+    model = laco.sweep(10, 5, 0.5, similarity, combined=4, kind=lambda index: "all", on_pointer=visited.append)
     assert runs(model) == [(0,), (1,), (2,), (3, 4, 5, 6, 7, 8), (9,)]
     assert visited == [6, 5, 3]
 
 
 def test_sweep_without_a_collapse_similar_enough_leaves_all() -> None:
     visited: list[int] = []
-    model = laco.sweep(8, 5, 0.5, lambda model: 0.5, kind=lambda index: "all", on_pointer=visited.append)
+    model = laco.sweep(8, 5, 0.5, lambda model: 0.5, combined=4, kind=lambda index: "all", on_pointer=visited.append)
     assert runs(model) == [(index,) for index in range(8)]
     assert visited == [4, 3, 2, 1, 0]
 
@@ -185,8 +186,8 @@ def test_progress_rises_to_its_total(tmp_path: Path) -> None:
     progress = Counted()
     compress(Checkpoint(tiny_checkpoint(tmp_path / "dense")), tmp_path, 3, progress)
     assert progress.steps == sorted(progress.steps)
-    assert {total for _, total in progress.steps} == {6 * len(laco.THRESHOLDS)}
-    assert progress.steps[-1] == (6 * len(laco.THRESHOLDS),) * 2
+    assert {total for _, total in progress.steps} == {6 * len(laco.THRESHOLDS) * len(laco.COMBINED)}
+    assert progress.steps[-1] == (6 * len(laco.THRESHOLDS) * len(laco.COMBINED),) * 2
 
 
 @pytest.mark.parametrize("limit", [3, 12])
