@@ -8,7 +8,6 @@ reported.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import time
@@ -23,6 +22,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 import flattengpt_core
+from benchmarks.cells import MERGING_SOURCES, SHARED_SOURCES, Cells, digest
 from benchmarks.texts import CALIBRATION_LENGTH, REPORTED_LENGTH, Texts
 from cli.demo_model import NAME, ensure_demo_model
 from flattengpt_core.compress import MERGING, compress_layers, groups_to_merge
@@ -55,8 +55,6 @@ PEERS = ("shortgpt", "sleb", "laco", "replaceme", "come", "fcm")
 RECOVERED = "flattengpt + distill"
 RECOVERY = Recovery(method="distill", steps=550, learning_rate=5e-4, rank=32, batch_tokens=1024, precision="float32")
 RECOVERY_SHARES = {"wikitext2": 800, "alpaca": 1200}
-SHARED_SOURCES = ("calibration", "decoder", "language_head", "regression", "similarity")
-MERGING_SOURCES = ("divergence", "flatten", "grouping", "inner", "merge", "prune", "walk")
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent
 
@@ -91,24 +89,6 @@ ROWS = (
 """In the order in which they are measured: what is claimed first, what takes longest last."""
 
 
-class Cells:
-    """The measured cells in the JSON file, each with the digest of what it depends on."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._cells: dict[str, Any] = json.loads(file.read_text())["cells"] if file.exists() else {}
-
-    def get(self, key: str, digest: str) -> Any:
-        """The cell's value, or None if it is missing or was measured on something else."""
-        cell = self._cells.get(key)
-        return cell["value"] if cell and cell["digest"] == digest else None
-
-    def put(self, key: str, digest: str, value: Any) -> None:
-        """Keep the cell; the file is whole at any time."""
-        self._cells[key] = {"digest": digest, "value": value}
-        write_json(self._file, {"cells": self._cells})
-
-
 class Bench:
     """Makes the models and measures them; finished cells are taken as they are."""
 
@@ -124,7 +104,7 @@ class Bench:
         if not missing:
             return
         model, seconds = self._model(row)
-        for key, digest in missing:
+        for key, measured_on in missing:
             kind = key.rsplit("/", 1)[1]
             if kind == "seconds":
                 value: Any = seconds
@@ -134,15 +114,15 @@ class Bench:
                 task = self.tasks[TASKS.index(kind)]
                 scores = ask(model, self.source.tokenizer(), [task], limit=TASK_ITEMS)
                 value = asdict(scores.choices[task.name])
-            self.cells.put(key, digest, value)
+            self.cells.put(key, measured_on, value)
             print(key, value if isinstance(value, float) else "asked", flush=True)  # noqa: T201
 
     def _missing(self, row: Row) -> Iterator[tuple[str, str]]:
-        digest = digest_of(row, self.reported)
+        measured_on = digest_of(row, self.reported)
         kinds = [*self.reported, *(TASKS if row.tasks else ()), "seconds"]
         for key in (f"{row.key}/{kind}" for kind in kinds):
-            if self.cells.get(key, digest) is None:
-                yield key, digest
+            if self.cells.get(key, measured_on) is None:
+                yield key, measured_on
 
     def _model(self, row: Row) -> tuple[Any, float]:
         """The row's model, and the seconds it took to make."""
@@ -207,13 +187,7 @@ def digest_of(row: Row, reported: dict[str, Tensor]) -> str:
     if row.method == RECOVERED:
         files += sorted((core / "recovery").glob("*.py"))
         settings += [str(RECOVERY), str(RECOVERY_SHARES)]
-    digest = hashlib.sha256(" ".join(settings).encode())
-    if row.method != "dense":
-        for file in files:
-            digest.update(file.read_bytes())
-    for windows in reported.values():
-        digest.update(windows.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(settings, files if row.method != "dense" else [], reported)
 
 
 def summary(cells: Cells, reported: dict[str, Tensor]) -> dict[str, Any]:
@@ -221,8 +195,8 @@ def summary(cells: Cells, reported: dict[str, Tensor]) -> dict[str, Any]:
     rows = []
     answers: dict[str, dict[str, Answers]] = {}
     for row in ROWS:
-        digest = digest_of(row, reported)
-        found = {kind: cells.get(f"{row.key}/{kind}", digest) for kind in (*reported, "seconds", *TASKS)}
+        measured_on = digest_of(row, reported)
+        found = {kind: cells.get(f"{row.key}/{kind}", measured_on) for kind in (*reported, "seconds", *TASKS)}
         if any(found[kind] is None for kind in (*reported, "seconds")):
             continue
         asked = {task: Answers(**found[task]) for task in TASKS if found[task] is not None}

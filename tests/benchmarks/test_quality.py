@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.quality import RECOVERED, ROWS, TASKS, Cells, Row, claims, digest_of, summary
+from benchmarks.cells import Cells
+from benchmarks.quality import RECOVERED, ROWS, TASKS, Row, claims, digest_of, summary
 
 REPORTED = {"WikiText-2": torch.zeros(2, 4, dtype=torch.long), "C4": torch.ones(2, 4, dtype=torch.long)}
 
