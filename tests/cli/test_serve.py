@@ -34,9 +34,7 @@ class Service:
 
     def workers(self) -> list[psutil.Process]:
         """The worker's main process, once Celery has forked its pool."""
-        children = psutil.Process(self.process.pid).children()
-        running = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-        return [child for child in running if "worker" in child.cmdline() and child.children()]
+        return [child for child in psutil.Process(self.process.pid).children() if works(child)]
 
     def close(self) -> None:
         """Make sure that nothing of this test outlives it."""
@@ -50,6 +48,15 @@ class Service:
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def works(process: psutil.Process) -> bool:
+    """Whether it is a worker that still runs: one that was killed may be gone at any moment."""
+    try:
+        running = process.status() != psutil.STATUS_ZOMBIE
+        return running and "worker" in process.cmdline() and bool(process.children())
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
