@@ -10,7 +10,6 @@ reported.
 import argparse
 import json
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import flattengpt_core
@@ -103,13 +103,11 @@ class Bench:
         missing = list(self._missing(row))
         if not missing:
             return
-        model, seconds = self._model(row)
+        model = self._model(row)
         for key, measured_on in missing:
             kind = key.rsplit("/", 1)[1]
-            if kind == "seconds":
-                value: Any = seconds
-            elif kind in self.reported:
-                value = perplexity(model, self.reported[kind])
+            if kind in self.reported:
+                value: Any = perplexity(model, self.reported[kind])
             else:
                 task = self.tasks[TASKS.index(kind)]
                 scores = ask(model, self.source.tokenizer(), [task], limit=TASK_ITEMS)
@@ -119,41 +117,37 @@ class Bench:
 
     def _missing(self, row: Row) -> Iterator[tuple[str, str]]:
         measured_on = digest_of(row, self.reported)
-        kinds = [*self.reported, *(TASKS if row.tasks else ()), "seconds"]
+        kinds = [*self.reported, *(TASKS if row.tasks else ())]
         for key in (f"{row.key}/{kind}" for kind in kinds):
             if self.cells.get(key, measured_on) is None:
                 yield key, measured_on
 
-    def _model(self, row: Row) -> tuple[Any, float]:
-        """The row's model, and the seconds it took to make."""
+    def _model(self, row: Row) -> PreTrainedModel:
+        """The row's model."""
         if row.method == "dense":
-            return load_model(self.source.folder, device=CPU, dtype=torch.float32), 0.0
+            return load_model(self.source.folder, device=CPU, dtype=torch.float32)
         folds = self.texts.calibration(shares_of(row.method), seed=SEED)
         if row.method == UNPRUNED:
             groups = groups_to_merge(self.source, folds, layers=row.layers, device=CPU)
-            return unpruned_model(self.source, groups, device=CPU), 0.0
+            return unpruned_model(self.source, groups, device=CPU)
         method = "flattengpt" if row.method == RECOVERED else row.method
         if row.method == RECOVERED:
             refuse_emulated(RECOVERY, CPU)
-        folder, done, seconds = self._compressed(method, row.layers, folds)
-        if row.method != RECOVERED:
-            return load_model(folder, device=CPU, dtype=torch.float32), seconds
-        started = time.perf_counter()
-        folder = self._recovered(folder, done)
-        return load_model(folder, device=CPU, dtype=torch.float32), time.perf_counter() - started
+        folder, done = self._compressed(method, row.layers, folds)
+        if row.method == RECOVERED:
+            folder = self._recovered(folder, done)
+        return load_model(folder, device=CPU, dtype=torch.float32)
 
-    def _compressed(self, method: str, layers: int, folds: Sequence[Tensor]) -> tuple[Path, Compressed, float]:
+    def _compressed(self, method: str, layers: int, folds: Sequence[Tensor]) -> tuple[Path, Compressed]:
         folder = self.work / f"{method}-{layers}"
         parts = self.work / f"{method}-{layers}.parts"
         for old in (folder, parts):
             shutil.rmtree(old, ignore_errors=True)
-        started = time.perf_counter()
         writer = CheckpointWriter(self.source, parts)
         done = compress_layers(self.source, folds, writer, Silent(), layers=layers, method=method, device=CPU)
-        seconds = time.perf_counter() - started
         writer.assemble(folder)
         shutil.rmtree(parts)
-        return folder, done, seconds
+        return folder, done
 
     def _recovered(self, folder: Path, done: Compressed) -> Path:
         """The checkpoint trained towards the dense model; an interrupted training goes on at its last state."""
@@ -196,8 +190,8 @@ def summary(cells: Cells, reported: dict[str, Tensor]) -> dict[str, Any]:
     answers: dict[str, dict[str, Answers]] = {}
     for row in ROWS:
         measured_on = digest_of(row, reported)
-        found = {kind: cells.get(f"{row.key}/{kind}", measured_on) for kind in (*reported, "seconds", *TASKS)}
-        if any(found[kind] is None for kind in (*reported, "seconds")):
+        found = {kind: cells.get(f"{row.key}/{kind}", measured_on) for kind in (*reported, *TASKS)}
+        if any(found[text] is None for text in reported):
             continue
         asked = {task: Answers(**found[task]) for task in TASKS if found[task] is not None}
         answers[row.key] = asked if len(asked) == len(TASKS) else {}
@@ -206,7 +200,6 @@ def summary(cells: Cells, reported: dict[str, Tensor]) -> dict[str, Any]:
                 "method": row.method,
                 "layers": row.layers,
                 "perplexity": {text: found[text] for text in reported},
-                "compress_seconds": found["seconds"] or None,
                 **accuracies(answers[row.key]),
                 "retention": retention(answers[row.key], answers["30 dense"]) if answers.get("30 dense") else {},
             }

@@ -36,7 +36,6 @@ def filled(tmp_path: Path, perplexities: dict[str, tuple[float, float]], right: 
             digest = digest_of(row, REPORTED)
             for text, value in zip(REPORTED, perplexities[row.key], strict=True):
                 cells.put(f"{row.key}/{text}", digest, value)
-            cells.put(f"{row.key}/seconds", digest, 1.0)
             if row.key in right:
                 answers = [1.0] * round(10 * right[row.key]) + [0.0] * round(10 * (1 - right[row.key]))
                 for task in TASKS:
