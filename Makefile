@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve check lint audit format benchmark quality faults api tables lock clean
+.PHONY: help demo test serve check lint audit format benchmark quality ablations faults api tables lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -57,13 +57,16 @@ benchmark: $(READY)  ## measure the main job's claims; DATA= names the folder of
 quality: $(READY)  ## measure what each method keeps, cell by cell; hours, and goes on where it stopped; DATA= as above
 	$(BIN)/python -m benchmarks.quality --data "$(DATA)"
 
+ablations: $(READY)  ## measure the method with one thing changed at a time, for about an hour; DATA= as above
+	$(BIN)/python -m benchmarks.ablations --data "$(DATA)"
+
 faults: $(READY)  ## break everything around running jobs, for about an hour, and tally what became of them
 	$(BIN)/python -m benchmarks.faults
 
 api: $(READY)  ## measure how fast the API is with 100,000 jobs in its database, for about 15 minutes; needs wrk
 	$(BIN)/python -m benchmarks.api
 
-tables: $(READY)  ## put the benchmarks' tables into the README
+tables: $(READY)  ## put the benchmarks' tables into the pages
 	$(BIN)/python -m benchmarks.render
 
 # The lock names no machine: torch without its build's suffix, none of the CUDA packages, which torch pins, and not

@@ -5,6 +5,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,29 @@ def bars(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def ablations(found: dict[str, Any], question: str) -> str:
+    """What changing one thing in the method does, the least perplexity of each size in bold."""
+    texts = list(found["dense"])
+    rows = [row for row in found["rows"] if row["question"] == question]
+    sizes = {row["layers"] for row in rows}
+    first, *others = (["layers"] if len(sizes) > 1 else []) + ["what is changed", "merged", " / ".join(texts), "missed"]
+    lines = [f"| {first} | {' | '.join(others)} |", f"| --- |{' --- |' * len(others)}"]
+    for row in rows:
+        size = f"{row['layers']} | " if len(sizes) > 1 else ""
+        rivals = [other["perplexity"] for other in rows if other["layers"] == row["layers"]]
+        figures = []
+        for text in texts:
+            shown = f"{row['perplexity'][text]:.1f}"
+            least = min(rival[text] for rival in rivals)
+            figures.append(f"**{shown}**" if row["perplexity"][text] == least else shown)
+        runs = ", ".join(f"{group['members'][0]}-{group['members'][-1]}" for group in row["merged"])
+        missed = " / ".join(
+            f"{statistics.mean(group[part]['error'] for group in row['merged']):.2f}" for part in ("attention", "mlp")
+        )
+        lines.append(f"| {size}{row['name']} | {runs} | {' / '.join(figures)} | {missed} |")
+    return "\n".join(lines)
+
+
 def faults(found: dict[str, Any]) -> str:
     """What was broken, and what became of the jobs."""
     lines = [
@@ -162,13 +186,23 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "main_job": ("main_job.json", main_job),
     "quality": ("quality.json", quality),
     "bars": ("quality.json", bars),
+    **{
+        f"{question}_ablation": ("ablations.json", partial(ablations, question=question))
+        for question in ("groups", "calibration", "selection", "regression")
+    },
     "faults": ("faults.json", faults),
     "loads": ("faults.json", loads),
     "api": ("api.json", api),
 }
 PAGES = {
     "README.md": ["main_job", "quality"],
-    "docs/research.md": ["bars"],
+    "docs/research.md": [
+        "groups_ablation",
+        "calibration_ablation",
+        "regression_ablation",
+        "selection_ablation",
+        "bars",
+    ],
     "docs/reliability.md": ["faults", "loads"],
     "docs/speed.md": ["api"],
 }

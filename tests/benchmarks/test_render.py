@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.render import HERE, PAGES, ROOT, _kept, bars, rendered
+from benchmarks.render import HERE, PAGES, ROOT, _kept, ablations, bars, rendered
 
 MAIN_JOB: dict[str, Any] = json.loads((HERE / "main_job.json").read_text(encoding="utf-8"))
 
@@ -58,3 +58,28 @@ def test_percentages_are_rounded_down() -> None:
     row = {"retention": {"mean": {"raw": 0.91999, "raw_stderr": 0.012}}}
     assert _kept(row) == "91.9 % ± 1.2"
     assert _kept({"retention": {}}) == ""
+
+
+def ablation(question: str, name: str, layers: int, wikitext: float, c4: float) -> dict[str, Any]:
+    parts = {"attention": {"ridge": 0.3, "error": 0.25}, "mlp": {"ridge": 0.03, "error": 0.5}}
+    merged = [{"members": [2, 3, 4], **parts}, {"members": [7, 8], **parts}]
+    perplexity = {"WikiText-2": wikitext, "C4": c4}
+    return {"question": question, "name": name, "layers": layers, "perplexity": perplexity, "merged": merged}
+
+
+def test_the_least_perplexity_of_each_size_stands_out() -> None:
+    found = {
+        "dense": {"WikiText-2": 20.0, "C4": 40.0},
+        "rows": [
+            ablation("groups", "as it is", 24, 30.0, 61.0),
+            ablation("groups", "other", 24, 31.0, 60.0),
+            ablation("groups", "as it is", 20, 50.0, 90.0),
+            ablation("regression", "none", 24, 10.0, 10.0),
+        ],
+    }
+    head, _, ours, other, small = ablations(found, "groups").splitlines()
+    assert head == "| layers | what is changed | merged | WikiText-2 / C4 | missed |"
+    assert ours == "| 24 | as it is | 2-4, 7-8 | **30.0** / 61.0 | 0.25 / 0.50 |"
+    assert other == "| 24 | other | 2-4, 7-8 | 31.0 / **60.0** | 0.25 / 0.50 |"
+    assert small == "| 20 | as it is | 2-4, 7-8 | **50.0** / **90.0** | 0.25 / 0.50 |"
+    assert ablations(found, "regression").startswith("| what is changed | merged |")
