@@ -199,8 +199,8 @@ PAGES = {
     "docs/research.md": [
         "groups_ablation",
         "calibration_ablation",
-        "regression_ablation",
         "selection_ablation",
+        "regression_ablation",
         "bars",
     ],
     "docs/reliability.md": ["faults", "loads"],
