@@ -17,8 +17,7 @@ from matplotlib import pyplot
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-import flattengpt_core
-from benchmarks.cells import MERGING_SOURCES, SHARED_SOURCES, Cells, digest
+from benchmarks.cells import MERGING_SOURCES, SHARED_SOURCES, Cells, core_files, digest
 from benchmarks.texts import CALIBRATION_LENGTH, Texts
 from cli.demo_model import NAME, ensure_demo_model
 from flattengpt_core.compress import MERGING, Grouping, least_loss, merge_neighbours, most_alike
@@ -175,6 +174,16 @@ class Ablations:
         self.cells.put(variant.key, digest_of(variant, self.reported), value)
         print(variant.key, value["perplexity"], flush=True)  # noqa: T201
 
+    def dense(self) -> dict[str, float]:
+        """The dense model's perplexities, measured once."""
+        measured_on = digest([], [], self.reported)
+        if (value := self.cells.get("dense", measured_on)) is None:
+            model = load_model(self.source.folder, device=CPU, dtype=torch.float32)
+            value = {text: perplexity(model, windows) for text, windows in self.reported.items()}
+            self.cells.put("dense", measured_on, value)
+        found: dict[str, float] = value
+        return found
+
     def _compressed(self, variant: Variant) -> tuple[Path, Compressed]:
         shutil.rmtree(self.work, ignore_errors=True)
         folds = self.texts.calibration(variant.calibration, seed=SEED)
@@ -188,9 +197,8 @@ class Ablations:
 
 def digest_of(variant: Variant, reported: dict[str, Tensor]) -> str:
     """What the variant's figures depend on."""
-    core = Path(flattengpt_core.__file__).parent
     settings = [variant.name, str(variant.layers), str(variant.calibration), str(SEED)]
-    return digest(settings, [core / f"{name}.py" for name in (*SHARED_SOURCES, *MERGING_SOURCES)], reported)
+    return digest(settings, core_files((*SHARED_SOURCES, *MERGING_SOURCES)), reported)
 
 
 def _named(row: dict[str, Any]) -> str:
@@ -238,14 +246,13 @@ def main() -> None:
     texts = Texts(arguments.data, source.tokenizer())
     cells = Cells(arguments.out.with_suffix(".cells.json"))
     bench = Ablations(source, texts, arguments.work or data_dir / "ablations", cells)
-    dense = load_model(source.folder, device=CPU, dtype=torch.float32)
     found = {
         "model": NAME,
         "split": "validation",
         "seed": SEED,
         "calibration": {"windows": SHARES, "sequence_length": CALIBRATION_LENGTH},
         "evaluation": {text: list(windows.shape) for text, windows in bench.reported.items()},
-        "dense": {text: perplexity(dense, windows) for text, windows in bench.reported.items()},
+        "dense": bench.dense(),
     }
     for variant in VARIANTS:
         bench.measure(variant)

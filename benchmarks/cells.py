@@ -8,12 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
+import flattengpt_core
 from flattengpt_core.manifest import write_json
 
+CORE = Path(flattengpt_core.__file__).parent
 SHARED_SOURCES = ("calibration", "decoder", "language_head", "regression", "similarity")
 """The core's modules that every method rests on."""
 MERGING_SOURCES = ("divergence", "flatten", "grouping", "inner", "merge", "prune", "walk")
 """Those of the methods that merge."""
+
+
+def core_files(modules: Iterable[str]) -> list[Path]:
+    """The files of these modules of the core."""
+    return [CORE / f"{module}.py" for module in modules]
 
 
 class Cells:

@@ -21,8 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-import flattengpt_core
-from benchmarks.cells import MERGING_SOURCES, SHARED_SOURCES, Cells, digest
+from benchmarks.cells import CORE, MERGING_SOURCES, SHARED_SOURCES, Cells, core_files, digest
 from benchmarks.texts import CALIBRATION_LENGTH, REPORTED_LENGTH, Texts
 from cli.demo_model import NAME, ensure_demo_model
 from flattengpt_core.compress import MERGING, compress_layers, groups_to_merge
@@ -171,15 +170,14 @@ def shares_of(method: str) -> dict[str, int]:
 
 def digest_of(row: Row, reported: dict[str, Tensor]) -> str:
     """What the row's figures depend on: the method's code, the settings and the reported tokens."""
-    core = Path(flattengpt_core.__file__).parent
-    files = [core / f"{name}.py" for name in SHARED_SOURCES]
+    files = core_files(SHARED_SOURCES)
     if row.method in (*MERGING, UNPRUNED, RECOVERED):
-        files += [core / f"{name}.py" for name in MERGING_SOURCES]
+        files += core_files(MERGING_SOURCES)
     elif row.method in PEERS:
-        files.append(core / "baselines" / f"{row.method}.py")
+        files.append(CORE / "baselines" / f"{row.method}.py")
     settings = [str(shares_of(row.method)), str(SEED), str(TASK_ITEMS)]
     if row.method == RECOVERED:
-        files += sorted((core / "recovery").glob("*.py"))
+        files += sorted((CORE / "recovery").glob("*.py"))
         settings += [str(RECOVERY), str(RECOVERY_SHARES)]
     return digest(settings, files if row.method != "dense" else [], reported)
 

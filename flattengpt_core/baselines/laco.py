@@ -46,7 +46,6 @@ INTERVAL = 2
 COMPARED_TOKENS = 1024
 """Tokens the similarity is averaged over; the paper takes a few sentences."""
 
-
 _NORMS = tuple(f"{norm}.weight" for norm in (INPUT_NORM, MLP_NORM))
 
 
@@ -79,7 +78,10 @@ def collapsed(runs: Sequence[Run]) -> Run:
 
 def weights(source: Checkpoint, run: Run) -> dict[str, Tensor]:
     """The tensors of a run: what is taken from one source layer as it is stored, sums in float32."""
-    norms = {name: tensor for name, tensor in source.layer(run.first).items() if name in _NORMS}
+    lowest = source.layer(run.first)
+    if len(run.members) == 1:
+        return lowest
+    norms = {name: lowest[name] for name in _NORMS}
     terms = [(index, factor) for index, factor in zip(run.members, run.coefficients, strict=True) if factor]
     if [factor for _, factor in terms] == [1]:
         return source.layer(terms[0][0]) | norms
