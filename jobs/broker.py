@@ -3,7 +3,6 @@
 The database is the ledger; see `store` and `sweeper`. Knows nothing of what a worker does.
 """
 
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -112,16 +111,6 @@ def make_celery(settings: Settings) -> Celery:
 def _transport_options(settings: Settings) -> dict[str, Any]:
     if not settings.embedded:
         return {"socket_connect_timeout": 2, "socket_timeout": 30, "max_retries": 1, "interval_start": _AGAIN_SECONDS}
-    folder = settings.data_dir.absolute() / "broker"
-    messages, control = _made(folder / "messages"), _made(folder / "control")
-    return {
-        "data_folder_in": messages,
-        "data_folder_out": messages,
-        "control_folder": control,
-        "store_processed": False,
-    }
-
-
-def _made(folder: Path) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    return str(folder)
+    messages = settings.data_dir.absolute() / "broker" / "messages"
+    messages.mkdir(parents=True, exist_ok=True)
+    return {"data_folder_in": str(messages), "data_folder_out": str(messages), "store_processed": False}

@@ -124,6 +124,18 @@ def test_a_message_of_folders_is_never_read_before_it_is_written(tmp_path: Path)
     assert sorted(read) == sorted(f"job {number}" for number in range(300))
 
 
+def test_nothing_but_messages_is_kept_in_folders(tmp_path: Path) -> None:
+    """Kombu's own file of bindings, left empty by a process that was killed, stopped every worker after it."""
+    left = tmp_path / "broker" / "control" / "flattengpt.exchange"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    settings = Settings(broker_url="", data_dir=tmp_path)
+    make_announcer(settings).announce("01JOB")
+    files = [file for file in (tmp_path / "broker").rglob("*") if file.is_file() and file != left]
+    assert [file.parent.name for file in files] == ["messages"]
+    assert rung_ids(settings) == ["01JOB"]
+
+
 def test_what_no_worker_hears_does_not_pile_up(
     store: JobStore, settings: Settings, broker_url: str, spec: JobSpec
 ) -> None:
