@@ -148,8 +148,8 @@ def least_loss(
     source: Checkpoint, folds: Sequence[Tensor], sizes: Sequence[int], device: torch.device
 ) -> list[list[Group]]:
     """The groups that are estimated to cost the predictions least, over all groups of neighbours."""
-    outputs = layer_similarity(unit_hidden_states(source, folds, device=device)[1:])
-    costs = merge_costs(outputs, divergence(source, folds, device=device))
+    states = layer_similarity(unit_hidden_states(source, folds, device=device))
+    costs = merge_costs(states, divergence(source, folds, device=device))
     return [cheapest_groups(costs, layers, source.kinds) for layers in sizes]
 
 

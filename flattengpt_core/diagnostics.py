@@ -73,13 +73,13 @@ class Diagnosis:
     @property
     def costs(self) -> Tensor:
         """(L, L), what each run of layers would cost as one; see `grouping.merge_costs`."""
-        return merge_costs(self.states[1:, 1:], self.divergence)
+        return merge_costs(self.states, self.divergence)
 
     def as_dict(self) -> dict[str, Any]:
         """The measurements as JSON."""
         return {
             "similarity": self.similarity.tolist(),
-            "divergence": [None, *self.divergence[1:].tolist()],
+            "divergence": self.divergence.tolist(),
             "token_growth": self.token_growth.tolist(),
             "variance": self.variance.tolist(),
             "variance_growth": asdict(self.growth),

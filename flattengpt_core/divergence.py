@@ -25,9 +25,9 @@ RIDGE = 0.1
 def divergence(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.device) -> Tensor:
     """How far the next-token distributions move when a layer is replaced by a linear map, in nats a token; (L,).
 
-    The map reads what the layer before put out (attention and MLP) and stands in for the layer's own outputs, so each
-    entry is `KL(dense || without the layer)` with the rest of the model run on. The first layer's is infinite: before
-    it there is nothing to map. Geometry alone does not tell this: see docs/research.md.
+    The map reads what the layer before put out (attention and MLP), or for the first layer the embeddings. It stands in
+    for the layer's own outputs, so each entry is `KL(dense || without the layer)` with the rest of the model run on.
+    Geometry alone does not tell this: see docs/research.md.
 
     Args:
         folds: calibration windows (windows, length) of token ids, in disjoint sets.
@@ -38,7 +38,7 @@ def divergence(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.dev
     decoder = Decoder(source.config, window_length=tokens.shape[1], device=device)
     hidden = embed(source, tokens, device=device)
     without = hidden[:0]  # one stream of the judged windows a layer left out, side by side
-    features: Tensor | None = None
+    features = hidden
     for index in range(source.info.num_layers):
         layer = decoder.layer(source.layer(index), index)
         attention, mlp = torch.empty_like(hidden), torch.empty_like(hidden)
@@ -46,14 +46,12 @@ def divergence(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.dev
             attention[chunk] = decoder.attend(layer, hidden[chunk])
             mlp[chunk] = decoder.transform(layer, hidden[chunk] + attention[chunk])
         without = decoder.run_layer(layer, without)
-        if features is not None:
-            mapped = _stand_in(features, attention + mlp, hidden, judged)
-            without = torch.cat([without, hidden[judged] + mapped])
+        mapped = _stand_in(features, attention + mlp, hidden, judged)
+        without = torch.cat([without, hidden[judged] + mapped])
         features = torch.cat([attention, mlp], dim=-1)
         hidden = hidden + attention + mlp
     streams = [stream.flatten(0, 1)[::JUDGED_STEP] for stream in (hidden[judged], *without.split(int(judged.sum())))]
-    found = LanguageHead(source, device=device).divergences(streams[0], streams[1:])
-    return torch.tensor([float("inf"), *found])
+    return torch.tensor(LanguageHead(source, device=device).divergences(streams[0], streams[1:]))
 
 
 def _first_tokens(folds: Sequence[Tensor]) -> Tensor:

@@ -13,6 +13,9 @@ from torch import Tensor
 Group = tuple[int, ...]
 """Consecutive layer indices that become one layer."""
 
+CROWDING = 0.4
+"""How the cost of a run grows with its length, beside what its layers do: all of them share one layer's room."""
+
 
 def group_layers(similarity: Tensor, target: int, kinds: Sequence[str] | None = None) -> list[Group]:
     """Partition the layers into `target` groups of neighbours, merging the most similar ones first.
@@ -46,23 +49,26 @@ def group_layers(similarity: Tensor, target: int, kinds: Sequence[str] | None = 
     return groups
 
 
-def merge_costs(outputs: Tensor, divergence: Tensor) -> Tensor:
-    """What each run of layers would cost as one layer, (L, L): an estimate of the divergence in nats a token.
+def merge_costs(states: Tensor, divergence: Tensor) -> Tensor:
+    """What each run of layers would cost as one layer, (L, L): an estimate that orders runs, 0 for a single layer.
 
-    The divergences of leaving out each layer but the first are added up, and scaled by how the states' way from the
-    first layer to the last compares with the sum of its steps (ways as 1 - cosine): layers that go back and forth cost
-    less as one than each by itself. On the demo model it finds the groups for 24 layers that measuring every run would
-    find; the cosine alone takes layers 1 to 10 for the cheapest at 20 (see docs/research.md).
+    The divergences of leaving out each of its n layers are added up, scaled by how the states' way through the run
+    compares with the sum of its steps (ways as 1 - cosine), and multiplied by (n - 1)^CROWDING. So layers that go back
+    and forth cost less as one than each by itself, and two short runs less than a long one. Chosen by what 25
+    partitions of the demo model into 24 to 18 layers cost on validation text (docs/research.md): the cosine alone takes
+    layers 1 to 10 for the cheapest.
 
     Args:
-        outputs: (L, L), mean cosine of the hidden states after each pair of layers.
-        divergence: (L,), of leaving out each layer, see `divergence.divergence`; the first is not read.
+        states: (L + 1, L + 1), mean cosine of the hidden states before, between and after the layers.
+        divergence: (L,), of leaving out each layer, see `divergence.divergence`.
     """
-    ways = (1 - outputs.double()).clamp(min=0)
-    steps = torch.nn.functional.pad(ways.diagonal(1).cumsum(0), (1, 0))
-    added = torch.nn.functional.pad(divergence[1:].double().cumsum(0), (1, 0))
-    walked, lost = steps[None] - steps[:, None], added[None] - added[:, None]
-    return (lost * ways / walked.clamp(min=torch.finfo(torch.float64).tiny)).triu(1)
+    ways = (1 - states.double()).clamp(min=0)
+    steps, added = (torch.nn.functional.pad(each.cumsum(0), (1, 0)) for each in (ways.diagonal(1), divergence.double()))
+    walked, lost = (sums[None, 1:] - sums[:-1, None] for sums in (steps, added))
+    merged_with = torch.arange(len(divergence), dtype=torch.float64)
+    crowding = (merged_with[None] - merged_with[:, None]).clamp(min=0) ** CROWDING
+    smallest = torch.finfo(torch.float64).tiny
+    return (crowding * lost * ways[:-1, 1:] / walked.clamp(min=smallest)).triu(1)
 
 
 def cheapest_partition(costs: Tensor, target: int, kinds: Sequence[str] | None = None) -> list[Group]:

@@ -1,7 +1,6 @@
 """The layer grouping against an example worked by hand and against its rule."""
 
 import itertools
-import math
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flattengpt_core.grouping import cheapest_partition, group_layers, merge_costs
+from flattengpt_core.grouping import CROWDING, cheapest_partition, group_layers, merge_costs
 from flattengpt_core.similarity import layer_similarity
 
 
@@ -91,18 +90,17 @@ def test_the_cheapest_partition_is_the_cheapest_of_all(num_layers: int, data: st
     assert total[tuple(cheapest_partition(costs, target, kinds))] == pytest.approx(min(total.values()))
 
 
-def test_costs_add_up_divergences_and_scale_them_by_the_way() -> None:
-    outputs = symmetric([[1, 0.9, 0.7, 0.8], [0, 1, 0.6, 0.5], [0, 0, 1, 0.9], [0, 0, 0, 1]])
-    costs = merge_costs(outputs, torch.tensor([math.inf, 1.0, 2.0, 4.0]))
-    assert costs[0, 1] == pytest.approx(1)
-    assert costs[1, 2] == pytest.approx(2)
-    assert costs[0, 2] == pytest.approx((1 + 2) * 0.3 / (0.1 + 0.4))
-    assert costs[0, 3] == pytest.approx((1 + 2 + 4) * 0.2 / (0.1 + 0.4 + 0.1))
-    assert torch.equal(costs, costs.triu(1))
+def test_costs_add_up_divergences_and_grow_with_the_way_and_the_length() -> None:
+    states = symmetric([[1, 0.9, 0.7, 0.8], [0, 1, 0.6, 0.5], [0, 0, 1, 0.9], [0, 0, 0, 1]])
+    costs = merge_costs(states, torch.tensor([8.0, 1.0, 2.0]))
+    assert costs[0, 1] == pytest.approx((8 + 1) * 0.3 / (0.1 + 0.4))
+    assert costs[1, 2] == pytest.approx((1 + 2) * 0.5 / (0.4 + 0.1))
+    assert costs[0, 2] == pytest.approx((8 + 1 + 2) * 0.2 / (0.1 + 0.4 + 0.1) * 2**CROWDING)
+    assert torch.equal(costs, costs.triu(1)), "a layer alone costs nothing"
 
 
-def test_layers_that_do_nothing_cost_nothing() -> None:
-    assert merge_costs(torch.ones(3, 3), torch.tensor([math.inf, 0.0, 0.0])).tolist() == [[0] * 3] * 3
+def test_states_that_never_move_cost_nothing() -> None:
+    assert merge_costs(torch.ones(4, 4), torch.ones(3)).tolist() == [[0] * 3] * 3
 
 
 def test_similarity_is_the_mean_cosine() -> None:
