@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.cells import MERGING_SOURCES, SHARED_SOURCES, Cells, core_files, digest
 from benchmarks.texts import CALIBRATION_LENGTH, Texts
 from cli.demo_model import NAME, ensure_demo_model
-from flattengpt_core.compress import MERGING, Grouping, least_loss, merge_neighbours, most_alike
+from flattengpt_core.compress import MERGING, Grouping, least_loss, merge_neighbours, most_alike, run_costs
 from flattengpt_core.compressed import Compressed
 from flattengpt_core.evaluate import perplexity
 from flattengpt_core.grouping import Group
@@ -194,6 +194,15 @@ class Ablations:
         found: dict[str, float] = value
         return found
 
+    def costs(self) -> list[list[float]]:
+        """What the default expects each run of layers to cost as one, measured once."""
+        measured_on = digest([str(SHARES), str(SEED)], core_files((*SHARED_SOURCES, *MERGING_SOURCES)), {})
+        if (value := self.cells.get("costs", measured_on)) is None:
+            value = run_costs(self.source, self.texts.calibration(SHARES, seed=SEED), device=CPU).tolist()
+            self.cells.put("costs", measured_on, value)
+        found: list[list[float]] = value
+        return found
+
     def _compressed(self, variant: Variant) -> tuple[Path, Compressed]:
         shutil.rmtree(self.work, ignore_errors=True)
         folds = self.texts.calibration(variant.calibration, seed=SEED)
@@ -264,11 +273,13 @@ def main() -> None:
         "evaluation": {text: list(windows.shape) for text, windows in bench.reported.items()},
         "dense": bench.dense(),
     }
+    costs = bench.costs()
     for variant in VARIANTS:
         bench.measure(variant)
         measured = ((each, bench.found(each)) for each in VARIANTS)
         rows = [
             {"question": each.question, "name": each.name, "layers": each.layers, **value}
+            | {"expected": sum(costs[group["members"][0]][group["members"][-1]] for group in value["merged"])}
             for each, value in measured
             if value is not None
         ]

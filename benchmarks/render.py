@@ -111,14 +111,19 @@ def bars(found: dict[str, Any]) -> str:
 
 
 def ablations(found: dict[str, Any], question: str) -> str:
-    """What changing one thing in the method does, the least perplexity of each size in bold."""
+    """What changing one thing in the method does, the least perplexity of each size in bold.
+
+    Where the groups are what changes, what the method expects of them stands beside it.
+    """
     texts = list(found["dense"])
     rows = [row for row in found["rows"] if row["question"] == question]
-    sizes = {row["layers"] for row in rows}
-    first, *others = (["layers"] if len(sizes) > 1 else []) + ["what is changed", "merged", " / ".join(texts), "missed"]
-    lines = [f"| {first} | {' | '.join(others)} |", f"| --- |{' --- |' * len(others)}"]
+    groups = len({row["layers"] for row in rows}) > 1
+    head = [
+        *(["layers"] if groups else []), "what is changed", "merged", *(["expected"] if groups else []),
+        " / ".join(texts), "missed",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
-        size = f"{row['layers']} | " if len(sizes) > 1 else ""
         rivals = [other["perplexity"] for other in rows if other["layers"] == row["layers"]]
         figures = []
         for text in texts:
@@ -129,7 +134,11 @@ def ablations(found: dict[str, Any], question: str) -> str:
         missed = " / ".join(
             f"{statistics.mean(group[part]['error'] for group in row['merged']):.2f}" for part in ("attention", "mlp")
         )
-        lines.append(f"| {size}{row['name']} | {runs} | {' / '.join(figures)} | {missed} |")
+        cells = [
+            *([str(row["layers"])] if groups else []), row["name"], runs,
+            *([f"{row['expected']:.2f}"] if groups else []), " / ".join(figures), missed,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

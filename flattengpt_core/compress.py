@@ -148,9 +148,14 @@ def least_loss(
     source: Checkpoint, folds: Sequence[Tensor], sizes: Sequence[int], device: torch.device
 ) -> list[list[Group]]:
     """The groups that are estimated to cost the predictions least, over all groups of neighbours."""
-    states = layer_similarity(unit_hidden_states(source, folds, device=device))
-    costs = merge_costs(states, divergence(source, folds, device=device))
+    costs = run_costs(source, folds, device=device)
     return [cheapest_groups(costs, layers, source.kinds) for layers in sizes]
+
+
+def run_costs(source: Checkpoint, folds: Sequence[Tensor], *, device: torch.device) -> Tensor:
+    """What each run of layers would cost as one, (L, L), from calibration windows; see `grouping.merge_costs`."""
+    states = layer_similarity(unit_hidden_states(source, folds, device=device))
+    return merge_costs(states, divergence(source, folds, device=device))
 
 
 def cheapest_groups(costs: Tensor, layers: int, kinds: Sequence[str] | None) -> list[Group]:

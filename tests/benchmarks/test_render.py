@@ -64,7 +64,14 @@ def ablation(question: str, name: str, layers: int, wikitext: float, c4: float) 
     parts = {"attention": {"ridge": 0.3, "error": 0.25}, "mlp": {"ridge": 0.03, "error": 0.5}}
     merged = [{"members": [2, 3, 4], **parts}, {"members": [7, 8], **parts}]
     perplexity = {"WikiText-2": wikitext, "C4": c4}
-    return {"question": question, "name": name, "layers": layers, "perplexity": perplexity, "merged": merged}
+    return {
+        "question": question,
+        "name": name,
+        "layers": layers,
+        "perplexity": perplexity,
+        "merged": merged,
+        "expected": 1.005,
+    }
 
 
 def test_the_least_perplexity_of_each_size_stands_out() -> None:
@@ -78,8 +85,8 @@ def test_the_least_perplexity_of_each_size_stands_out() -> None:
         ],
     }
     head, _, ours, other, small = ablations(found, "groups").splitlines()
-    assert head == "| layers | what is changed | merged | WikiText-2 / C4 | missed |"
-    assert ours == "| 24 | as it is | 2-4, 7-8 | **30.0** / 61.0 | 0.25 / 0.50 |"
-    assert other == "| 24 | other | 2-4, 7-8 | 31.0 / **60.0** | 0.25 / 0.50 |"
-    assert small == "| 20 | as it is | 2-4, 7-8 | **50.0** / **90.0** | 0.25 / 0.50 |"
-    assert ablations(found, "regression").startswith("| what is changed | merged |")
+    assert head == "| layers | what is changed | merged | expected | WikiText-2 / C4 | missed |"
+    assert ours == "| 24 | as it is | 2-4, 7-8 | 1.00 | **30.0** / 61.0 | 0.25 / 0.50 |"
+    assert other == "| 24 | other | 2-4, 7-8 | 1.00 | 31.0 / **60.0** | 0.25 / 0.50 |"
+    assert small == "| 20 | as it is | 2-4, 7-8 | 1.00 | **50.0** / **90.0** | 0.25 / 0.50 |"
+    assert ablations(found, "regression").startswith("| what is changed | merged | WikiText-2")
