@@ -186,21 +186,22 @@ class Ablations:
 
     def dense(self) -> dict[str, float]:
         """The dense model's perplexities, measured once."""
-        measured_on = digest([], [], self.reported)
-        if (value := self.cells.get("dense", measured_on)) is None:
+
+        def measure() -> dict[str, float]:
             model = load_model(self.source.folder, device=CPU, dtype=torch.float32)
-            value = {text: perplexity(model, windows) for text, windows in self.reported.items()}
-            self.cells.put("dense", measured_on, value)
-        found: dict[str, float] = value
+            return {text: perplexity(model, windows) for text, windows in self.reported.items()}
+
+        found: dict[str, float] = self.cells.made("dense", digest([], [], self.reported), measure)
         return found
 
     def costs(self) -> list[list[float]]:
         """What the default expects each run of layers to cost as one, measured once."""
+
+        def measure() -> Any:
+            return run_costs(self.source, self.texts.calibration(SHARES, seed=SEED), device=CPU).tolist()
+
         measured_on = digest([str(SHARES), str(SEED)], core_files((*SHARED_SOURCES, *MERGING_SOURCES)), {})
-        if (value := self.cells.get("costs", measured_on)) is None:
-            value = run_costs(self.source, self.texts.calibration(SHARES, seed=SEED), device=CPU).tolist()
-            self.cells.put("costs", measured_on, value)
-        found: list[list[float]] = value
+        found: list[list[float]] = self.cells.made("costs", measured_on, measure)
         return found
 
     def _compressed(self, variant: Variant) -> tuple[Path, Compressed]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,13 @@ class Cells:
         """The cell's value, or None if it is missing or was measured on something else."""
         cell = self._cells.get(key)
         return cell["value"] if cell and cell["digest"] == digest else None
+
+    def made(self, key: str, digest: str, measure: Callable[[], Any]) -> Any:
+        """The cell's value, measured now and kept if it is not there."""
+        if (value := self.get(key, digest)) is None:
+            value = measure()
+            self.put(key, digest, value)
+        return value
 
     def put(self, key: str, digest: str, value: Any) -> None:
         """Keep the cell; the file is whole at any time."""

@@ -28,6 +28,13 @@ def test_the_digest_tells_methods_settings_and_texts_apart() -> None:
     assert len(digests) == 5
 
 
+def test_what_is_kept_is_not_measured_again(tmp_path: Path) -> None:
+    cells, measured = Cells(tmp_path / "cells.json"), iter((30.0, 31.0))
+    assert cells.made("dense", "then", lambda: next(measured)) == 30.0
+    assert cells.made("dense", "then", lambda: next(measured)) == 30.0
+    assert cells.made("dense", "now", lambda: next(measured)) == 31.0
+
+
 def filled(tmp_path: Path, perplexities: dict[str, tuple[float, float]], right: dict[str, float]) -> Cells:
     """Cells as if measured: WikiText-2 and C4 by row, and the share of right answers of those that are asked."""
     cells = Cells(tmp_path / "cells.json")
