@@ -113,16 +113,14 @@ def bars(found: dict[str, Any]) -> str:
 def ablations(found: dict[str, Any], question: str) -> str:
     """What changing one thing in the method does, the least perplexity of each size in bold.
 
-    Where the groups are what changes, what the method expects of them stands beside it.
+    Where sizes are compared, the groups are what changes, and what the method expects of them stands beside it.
     """
     texts = list(found["dense"])
     rows = [row for row in found["rows"] if row["question"] == question]
-    groups = len({row["layers"] for row in rows}) > 1
-    head = [
-        *(["layers"] if groups else []), "what is changed", "merged", *(["expected"] if groups else []),
-        " / ".join(texts), "missed",
-    ]  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    names = ["layers", "what is changed", "merged", "expected", " / ".join(texts), "missed"]
+    if len({row["layers"] for row in rows}) <= 1:
+        names = [name for name in names if name not in ("layers", "expected")]
+    table = [names, ["---"] * len(names)]
     for row in rows:
         rivals = [other["perplexity"] for other in rows if other["layers"] == row["layers"]]
         figures = []
@@ -130,16 +128,17 @@ def ablations(found: dict[str, Any], question: str) -> str:
             shown = f"{row['perplexity'][text]:.1f}"
             least = min(rival[text] for rival in rivals)
             figures.append(f"**{shown}**" if row["perplexity"][text] == least else shown)
-        runs = ", ".join(f"{group['members'][0]}-{group['members'][-1]}" for group in row["merged"])
-        missed = " / ".join(
-            f"{statistics.mean(group[part]['error'] for group in row['merged']):.2f}" for part in ("attention", "mlp")
-        )
-        cells = [
-            *([str(row["layers"])] if groups else []), row["name"], runs,
-            *([f"{row['expected']:.2f}"] if groups else []), " / ".join(figures), missed,
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        errors = (statistics.mean(group[part]["error"] for group in row["merged"]) for part in ("attention", "mlp"))
+        columns = {
+            "layers": str(row["layers"]),
+            "what is changed": row["name"],
+            "merged": ", ".join(f"{group['members'][0]}-{group['members'][-1]}" for group in row["merged"]),
+            "expected": f"{row['expected']:.2f}",
+            " / ".join(texts): " / ".join(figures),
+            "missed": " / ".join(f"{error:.2f}" for error in errors),
+        }
+        table.append([columns[name] for name in names])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
 def faults(found: dict[str, Any]) -> str:

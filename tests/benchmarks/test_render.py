@@ -90,3 +90,4 @@ def test_the_least_perplexity_of_each_size_stands_out() -> None:
     assert other == "| 24 | other | 2-4, 7-8 | 1.00 | 31.0 / **60.0** | 0.25 / 0.50 |"
     assert small == "| 20 | as it is | 2-4, 7-8 | 1.00 | **50.0** / **90.0** | 0.25 / 0.50 |"
     assert ablations(found, "regression").startswith("| what is changed | merged | WikiText-2")
+    assert len(ablations(found, "not measured yet").splitlines()) == 2
