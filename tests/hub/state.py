@@ -1,6 +1,7 @@
 """What the local Hub holds, what it saw, and how it is to fail. Speaks no protocol."""
 
 import re
+import secrets
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -58,6 +59,7 @@ class Hub:
     renamed: dict[str, str] = field(default_factory=dict)
     storage: dict[str, bytes] = field(default_factory=dict)
     xet: XetStorage = field(default_factory=XetStorage)
+    xet_name: str = field(default_factory=lambda: secrets.token_hex(8))
     seen: list[Seen] = field(default_factory=list)
     uploaded: list[int] = field(default_factory=list)
     released: bool = False
@@ -71,6 +73,11 @@ class Hub:
     @property
     def storage_url(self) -> str:
         return f"http://localhost:{self.port}/storage"
+
+    @property
+    def xet_url(self) -> str:
+        """Of this hub alone: the client notes for each address, on the disk, which chunks are there already."""
+        return f"{self.storage_url}/xet/{self.xet_name}"
 
     def fail(self, pattern: str, answer: int | Break, *, times: int = 1_000, message: str = "", **headers: str) -> None:
         """Make requests fail; header names are given with `_` for `-`."""
